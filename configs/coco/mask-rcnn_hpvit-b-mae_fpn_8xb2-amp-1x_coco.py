@@ -1,0 +1,7 @@
+_base_ = [
+    '../_base_/models/mask-rcnn_hpvit-b-mae_fpn.py',
+    'mmdet::_base_/datasets/coco_instance.py',
+    '../_base_/schedules/vitdet-adamw_1x.py',
+    'mmdet::_base_/default_runtime.py',
+]
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=2))

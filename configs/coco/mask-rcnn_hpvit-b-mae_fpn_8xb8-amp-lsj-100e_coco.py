@@ -1,0 +1,14 @@
+# Large-scale jitter 0.1 to 2.0 at 1024x1024 for 100 epochs: ViTDet (arXiv 2203.16527, appendix A.2).
+_base_ = [
+    '../_base_/models/mask-rcnn_hpvit-b-mae_fpn.py',
+    '../_base_/datasets/coco_instance_lsj.py',
+    '../_base_/schedules/vitdet-adamw_lsj-100e.py',
+    'mmdet::_base_/default_runtime.py',
+]
+image_size = (1024, 1024)
+model = dict(
+    data_preprocessor=dict(batch_augments=[dict(type='BatchFixedSizePad', size=image_size, pad_mask=True)])
+)
+# A run that dies loses 2000 iterations at the most.
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=2000, max_keep_ckpts=2))
+log_processor = dict(by_epoch=False)

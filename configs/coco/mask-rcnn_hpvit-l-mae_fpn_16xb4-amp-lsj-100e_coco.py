@@ -1,0 +1,8 @@
+_base_ = './mask-rcnn_hpvit-b-mae_fpn_8xb8-amp-lsj-100e_coco.py'
+model = dict(
+    # Drop path and layer decay of L: ViTDet, appendix A.2. Recomputing activations to save memory: ours.
+    backbone=dict(plain='vit_large_patch16_224.mae', drop_path_rate=0.4, with_cp=True),
+    neck=dict(in_channels=[1024, 1024, 1024, 1024]),
+)
+optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.8))
+train_dataloader = dict(batch_size=4)

@@ -1,0 +1,25 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+"""Plain ViTs as hierarchical backbones for MMDetection and MMSegmentation.
+
+Importing this package registers its modules in mmengine's root registries, where mmdet, mmseg and
+mmpretrain find them.
+"""
+
+from . import norms as norms
+from .hpvit import HPViT
+from .optim import LayerIdDecayConstructor
+from .pyramid import PlainViTPyramid
+from .safe_loading import allow_mmengine_checkpoints
+from .weights import LoadReport, PlainViTInit, load_plain_weights
+
+allow_mmengine_checkpoints()
+
+__version__ = '0.1.0'
+__all__ = [
+    'HPViT',
+    'LayerIdDecayConstructor',
+    'LoadReport',
+    'PlainViTInit',
+    'PlainViTPyramid',
+    'load_plain_weights',
+]

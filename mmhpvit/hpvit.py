@@ -1,0 +1,318 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+"""HPViT: a plain ViT as a hierarchical backbone."""
+
+import re
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, cat, nn
+from torch.utils.checkpoint import checkpoint
+
+from .embed import PATCH_KERNELS, PatchEmbedding, power_of_two_patch
+from .layouts import LAYOUTS, partition, restore
+from .plain import PREFIX_TOKENS, build_plain_vit
+from .pooling import build_pooling
+
+STRIDES = (4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: its stride in pixels, its blocks ``start`` to ``stop``, its attention layout."""
+
+    stride: int
+    start: int
+    stop: int
+    layout: str
+    period: int
+
+
+def default_depths(num_blocks: int) -> tuple[int, int, int, int]:
+    """Split blocks over the stages as 1/6, 1/6, 1/2, 1/6: (2, 2, 6, 2) for 12, (4, 4, 12, 4) for 24."""
+    sixth = max(num_blocks // 6, 1)
+    return sixth, sixth, num_blocks - 3 * sixth, sixth
+
+
+@MODELS.register_module()
+class HPViT(BaseModule):
+    """A plain ViT turned into a backbone with features at 1/4, 1/8, 1/16 and 1/32 of the image.
+
+    After "Rethinking Hierarchies in Pre-trained Plain Vision Transformer" (arXiv 2211.01785): the stride
+    of the patch embedding goes down to 4, and 2x2 pooling goes in between blocks at three places. The
+    split of the blocks, the attention layout, and what happens to the kernel, the position embedding and
+    the prefix tokens are choices of this package.
+
+    Parameters keep timm's names (``patch_embed.proj``, ``pos_embed``, ``cls_token``, ``blocks.N``), so
+    the weights of the plain ViT fit; what is new is called ``pools.i`` and ``out_norms.i``.
+
+    Args:
+        plain: timm name of the plain ViT, such as ``'vit_base_patch16_224.mae'``.
+        depths: How many of its blocks work at 1/4, 1/8, 1/16 and 1/32; they must sum to its number of
+            blocks. Default: :func:`default_depths`. With leading zeros the patch embedding starts at the
+            stride of the first stage that has blocks, and finer levels are upsampled from that stage.
+        pooling: ``'conv'`` (default; a 2x2 convolution that starts as the average) or ``'avg'``.
+        attention: Layout of each stage, or one for all. ``'grid'`` (default): a token attends to the
+            tokens that lie a multiple of the patch size away, as it was pre-trained; from the stride of
+            the patch size on this is the same as ``'global'``. ``'global'``: to all tokens. ``'window'``:
+            to the tokens of its window.
+        window_size: Side of the windows in tokens, for each stage or one for all. Default: 14.
+        patch_kernel: ``'keep'`` (default) keeps the pre-trained kernel and lets patches overlap;
+            ``'resample'`` resizes the kernel to the stride.
+        keep_prefix: Whether class and register tokens attend along (default) or are left out.
+        out_indices: Which levels to return, 0 for 1/4 to 3 for 1/32, and in which order. Default: all.
+            What lies behind the last of them is not built.
+        frozen_stages: -1 (default) freezes nothing, 0 the embedding, i the embedding and i stages.
+        drop_path_rate: Stochastic depth of the last block, growing linearly from 0. Default: 0.
+        with_cp: Recompute the blocks in the backward pass instead of keeping their activations.
+        init_cfg: Weight initialiser, ``dict(type='PlainViT', checkpoint=...)`` for pre-trained weights.
+
+    Raises:
+        ValueError: A plain ViT that is unknown or cannot be used, depths that do not sum to its blocks,
+            or an option outside the values above.
+    """
+
+    def __init__(
+        self,
+        plain: str,
+        depths: Sequence[int] | None = None,
+        pooling: str = 'conv',
+        attention: str | Sequence[str] = 'grid',
+        window_size: int | Sequence[int] = 14,
+        patch_kernel: str = 'keep',
+        keep_prefix: bool = True,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        drop_path_rate: float = 0.0,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        vit = build_plain_vit(plain, drop_path_rate)
+        self.plain = plain
+        self.depth = len(vit.blocks)
+        self.embed_dims = vit.embed_dim
+        self.depths = _check_depths(depths, self.depth, plain)
+        self.out_indices = _check_out_indices(out_indices)
+        self.first_stage = next(i for i, d in enumerate(self.depths) if d)
+        self.last_stage = max(self.first_stage, *self.out_indices)
+        self.frozen_stages = _check_frozen_stages(frozen_stages)
+        self.with_cp = with_cp
+
+        stride = STRIDES[self.first_stage]
+        patch = power_of_two_patch(vit.patch_embed.patch_size[0], stride)
+        if patch_kernel not in PATCH_KERNELS:
+            raise ValueError(f'patch_kernel={patch_kernel!r}: expected one of {", ".join(PATCH_KERNELS)}')
+        self.patch_embed = PatchEmbedding(
+            vit.patch_embed, stride, patch if patch_kernel == 'keep' else stride
+        )
+        self.stages = self._plan_stages(attention, window_size, patch)
+
+        self.pos_embed = vit.pos_embed
+        self.pos_grid = vit.patch_embed.grid_size
+        self.prefix_in_pos_embed = 0 if vit.no_embed_class else vit.num_prefix_tokens
+        self.prefix_names = [n for n in PREFIX_TOKENS if keep_prefix and getattr(vit, n) is not None]
+        for name in self.prefix_names:
+            setattr(self, name, getattr(vit, name))
+        self.pos_drop = vit.pos_drop
+        self.norm_pre = vit.norm_pre
+        self.blocks = nn.ModuleList(vit.blocks[: self.stages[-1].stop])
+        self.pools = nn.ModuleList(build_pooling(pooling, self.embed_dims) for _ in self.stages[1:])
+        norm = nn.LayerNorm(self.embed_dims, eps=1e-6) if isinstance(vit.norm, nn.Identity) else vit.norm
+        self.out_norms = nn.ModuleDict({str(i): deepcopy(norm) for i in sorted(self.out_indices)})
+        self._freeze_stages()
+
+    def _plan_stages(
+        self, attention: str | Sequence[str], window_size: int | Sequence[int], patch: int
+    ) -> list[Stage]:
+        layouts = _for_each_stage('attention', attention, str)
+        windows = _for_each_stage('window_size', window_size, int)
+        if unknown := [layout for layout in layouts if layout not in LAYOUTS]:
+            raise ValueError(f'attention={unknown[0]!r}: expected one of {", ".join(LAYOUTS)}')
+        if min(windows) < 1:
+            raise ValueError(f'window_size={window_size}: expected positive numbers of tokens')
+        stages = []
+        for i in range(self.first_stage, self.last_stage + 1):
+            start = sum(self.depths[:i])
+            dilation = max(1, patch // STRIDES[i])
+            period = windows[i] if layouts[i] == 'window' else dilation
+            stages.append(Stage(STRIDES[i], start, start + self.depths[i], layouts[i], period))
+        return stages
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the feature maps of a batch of images.
+
+        Args:
+            x: Normalised images, (B, 3, H, W) with any H, W >= 1.
+
+        Returns:
+            A map (B, C, ceil(H / s), ceil(W / s)) for each of ``out_indices``, s being its stride 4, 8,
+            16 or 32, channels last in memory.
+
+        Raises:
+            ValueError: An input that is not 4-D or has another number of channels.
+        """
+        if x.dim() != 4 or x.shape[1] != self.patch_embed.proj.in_channels:
+            raise ValueError(
+                f'HPViT got an input of shape {tuple(x.shape)}; '
+                f'expected (B, {self.patch_embed.proj.in_channels}, H, W)'
+            )
+        h, w = x.shape[-2:]
+        tokens, prefix = self._embed(x)
+        outs = {}
+        for i, stage in enumerate(self.stages, self.first_stage):
+            if i > self.first_stage:
+                tokens = self.pools[i - self.first_stage - 1](tokens)
+            tokens, prefix = self._run_stage(stage, tokens, prefix)
+            if i in self.out_indices:
+                outs[i] = self.out_norms[str(i)](tokens).permute(0, 3, 1, 2)
+            if i == self.first_stage:
+                for finer in (j for j in self.out_indices if j < i):
+                    size = -(-h // STRIDES[finer]), -(-w // STRIDES[finer])
+                    outs[finer] = _upsample(self.out_norms[str(finer)](tokens), 2 ** (i - finer), size)
+        return tuple(outs[i] for i in self.out_indices)
+
+    def _embed(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images (B, 3, H, W) to tokens (B, h, w, C) and prefix tokens (B, P, C) or None."""
+        tokens = self.patch_embed(x)
+        b, h, w, c = tokens.shape
+        in_prefix = self.prefix_in_pos_embed
+        pos = resample_abs_pos_embed(
+            self.pos_embed[:, in_prefix:], (h, w), old_size=self.pos_grid, num_prefix_tokens=0
+        )
+        tokens = self.norm_pre(self.pos_drop(tokens + pos.reshape(1, h, w, c)))
+        if not self.prefix_names:
+            return tokens, None
+        prefix = cat([getattr(self, name) for name in self.prefix_names], dim=1)
+        if in_prefix:
+            prefix = prefix + self.pos_embed[:, :in_prefix]
+        return tokens, self.norm_pre(self.pos_drop(prefix.expand(b, -1, -1)))
+
+    def _run_stage(self, stage: Stage, tokens: Tensor, prefix: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Run the blocks of a stage on the sequences that its layout cuts the map into."""
+        blocks = self.blocks[stage.start : stage.stop]
+        if not len(blocks):
+            return tokens, prefix
+        size = tokens.shape[1:3]
+        groups, prefixes = [], []
+        for group in partition(tokens, stage.layout, stage.period):
+            b, n, _, c = group.shape
+            p = 0
+            if prefix is not None:
+                p = prefix.shape[1]
+                group = cat([prefix[:, None].expand(b, n, p, c), group], dim=2)
+            x = group.flatten(0, 1)
+            for block in blocks:
+                x = checkpoint(block, x, use_reentrant=False) if self._recompute else block(x)
+            x = x.unflatten(0, (b, n))
+            prefixes.append(x[:, :, :p])
+            groups.append(x[:, :, p:])
+        tokens = restore(groups, stage.layout, size, stage.period)
+        if prefix is not None:
+            prefix = (prefixes[0] if len(prefixes) == 1 else cat(prefixes, dim=1)).mean(dim=1)
+        return tokens, prefix
+
+    @property
+    def _recompute(self) -> bool:
+        return self.with_cp and self.training
+
+    @property
+    def num_layer_ids(self) -> int:
+        """Number of values of :meth:`layer_id`: the embedding, each block, and what comes new."""
+        return self.depth + 2
+
+    def layer_id(self, name: str) -> int:
+        """Depth of a parameter, for layer-wise learning-rate decay.
+
+        Args:
+            name: Name of a parameter of this module, as in ``named_parameters()``.
+
+        Returns:
+            0 for the embedding (patches, positions, prefix tokens and the norm behind them), N + 1 for
+            ``blocks.N``, and depth + 1 for what is not part of the plain ViT's body: pools and out norms.
+
+        Raises:
+            ValueError: A name that is none of this module's parameters.
+        """
+        head = name.partition('.')[0]
+        if head in ('patch_embed', 'pos_embed', 'norm_pre', *self.prefix_names):
+            return 0
+        block = re.match(r'blocks\.(\d+)\.', name)
+        if block and int(block[1]) < len(self.blocks):
+            return int(block[1]) + 1
+        if head in self._new_modules():
+            return self.depth + 1
+        raise ValueError(f'{type(self).__name__} has no parameter {name!r}, so it has no layer id')
+
+    def _new_modules(self) -> tuple[str, ...]:
+        """Names of the children that the plain ViT does not have."""
+        return 'pools', 'out_norms'
+
+    def train(self, mode: bool = True) -> 'HPViT':
+        """Set the training mode; what is frozen stays in evaluation mode. Returns self."""
+        super().train(mode)
+        self._freeze_stages()
+        return self
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        frozen = [self.patch_embed, self.norm_pre, self.pos_drop]
+        for name in ('pos_embed', *self.prefix_names):
+            getattr(self, name).requires_grad_(False)
+        for i, stage in enumerate(self.stages, self.first_stage):
+            if i >= self.frozen_stages:
+                break
+            frozen += self.blocks[stage.start : stage.stop]
+            frozen += [self.out_norms[str(i)]] if i in self.out_indices else []
+            frozen += [self.pools[i - self.first_stage - 1]] if i > self.first_stage else []
+        for module in frozen:
+            module.eval()
+            module.requires_grad_(False)
+
+
+def _upsample(tokens: Tensor, scale: int, size: tuple[int, int]) -> Tensor:
+    """Token map (B, h, w, C) to (B, C, *size), bilinear, each token covering ``scale`` x ``scale``."""
+    x = F.interpolate(tokens.permute(0, 3, 1, 2), scale_factor=scale, mode='bilinear')
+    return x[:, :, : size[0], : size[1]]
+
+
+def _check_depths(depths: Sequence[int] | None, num_blocks: int, plain: str) -> tuple[int, ...]:
+    if depths is None:
+        return default_depths(num_blocks)
+    depths = tuple(depths)
+    if len(depths) != len(STRIDES) or any(not isinstance(d, int) or d < 0 for d in depths):
+        raise ValueError(f'depths={depths}: expected {len(STRIDES)} numbers of blocks, none negative')
+    if sum(depths) != num_blocks:
+        raise ValueError(
+            f'depths={depths} sum to {sum(depths)}, but {plain} has {num_blocks} blocks; '
+            f'for instance depths={default_depths(num_blocks)}'
+        )
+    return depths
+
+
+def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
+    out_indices = tuple(out_indices)
+    levels = range(len(STRIDES))
+    if not out_indices or len(set(out_indices)) < len(out_indices) or not set(out_indices) <= set(levels):
+        raise ValueError(f'out_indices={out_indices}: expected different levels out of {tuple(levels)}')
+    return out_indices
+
+
+def _check_frozen_stages(frozen_stages: int) -> int:
+    if not -1 <= frozen_stages <= len(STRIDES):
+        raise ValueError(f'frozen_stages={frozen_stages}: expected -1 (none) to {len(STRIDES)} (all)')
+    return frozen_stages
+
+
+def _for_each_stage(option: str, value, kind: type) -> tuple:
+    values = (value,) * len(STRIDES) if isinstance(value, kind) else tuple(value)
+    if len(values) != len(STRIDES) or any(not isinstance(v, kind) for v in values):
+        raise ValueError(
+            f'{option}={value!r}: expected a {kind.__name__}, or {len(STRIDES)} of them, one a stage'
+        )
+    return values

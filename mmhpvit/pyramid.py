@@ -1,0 +1,81 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+"""The strict baseline: the same plain ViT at one resolution, with a simple feature pyramid."""
+
+from collections.abc import Sequence
+
+from mmengine.registry import MODELS
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+from .hpvit import STRIDES, HPViT, _check_out_indices
+from .plain import build_plain_vit
+
+
+@MODELS.register_module()
+class PlainViTPyramid(HPViT):
+    """The plain ViT at stride 16 with maps at 1/4, 1/8, 1/16 and 1/32 made from its last one.
+
+    The simple feature pyramid of ViTDet (arXiv 2203.16527, section 3): two transposed convolutions for
+    1/4, one for 1/8, the map itself for 1/16, 2x2 max pooling for 1/32. All levels keep the width of the
+    ViT, so that the same heads fit as on :class:`HPViT` and one line of a config changes the backbone.
+
+    Args:
+        plain: timm name of the plain ViT.
+        keep_prefix: Whether class and register tokens attend along. Default: True.
+        out_indices: Which levels to return, 0 for 1/4 to 3 for 1/32, and in which order. Default: all.
+        frozen_stages: -1 (default) freezes nothing, 0 the embedding, 3 or 4 the whole plain ViT.
+        drop_path_rate: Stochastic depth of the last block, growing linearly from 0. Default: 0.
+        with_cp: Recompute the blocks in the backward pass.
+        init_cfg: Weight initialiser, ``dict(type='PlainViT', checkpoint=...)`` for pre-trained weights.
+
+    Raises:
+        ValueError: As :class:`HPViT`.
+    """
+
+    def __init__(
+        self,
+        plain: str,
+        keep_prefix: bool = True,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        drop_path_rate: float = 0.0,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(
+            plain,
+            depths=(0, 0, len(build_plain_vit(plain, device='meta').blocks), 0),
+            attention='global',
+            keep_prefix=keep_prefix,
+            out_indices=(2,),
+            frozen_stages=frozen_stages,
+            drop_path_rate=drop_path_rate,
+            with_cp=with_cp,
+            init_cfg=init_cfg,
+        )
+        self.levels = _check_out_indices(out_indices)
+        width = self.embed_dims
+        makers = {
+            '0': lambda: nn.Sequential(_double(width), LayerNorm2d(width), nn.GELU(), _double(width)),
+            '1': lambda: _double(width),
+            '2': nn.Identity,
+            '3': lambda: nn.MaxPool2d(2, ceil_mode=True),
+        }
+        self.pyramid = nn.ModuleDict({str(i): makers[str(i)]() for i in sorted(self.levels)})
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the feature maps of a batch of images; shapes and errors as :meth:`HPViT.forward`."""
+        h, w = x.shape[-2:]
+        (x16,) = super().forward(x)
+        outs = []
+        for i in self.levels:
+            size = -(-h // STRIDES[i]), -(-w // STRIDES[i])
+            outs.append(self.pyramid[str(i)](x16)[:, :, : size[0], : size[1]])
+        return tuple(outs)
+
+    def _new_modules(self) -> tuple[str, ...]:
+        return (*super()._new_modules(), 'pyramid')
+
+
+def _double(width: int) -> nn.Module:
+    return nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)
