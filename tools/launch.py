@@ -1,0 +1,148 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+"""What ``train.py`` and ``test.py`` share: options, checks before anything starts, and the CPU paths."""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+# A clone that is not installed works too.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+
+def stop(message: str) -> None:
+    """End the program with one line of error."""
+    sys.exit(f'error: {message}')
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings to override, as key=value, key=a,b or key="[(a,b),(c,d)]"',
+    )
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher'
+    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config file and apply the options of the command line that every tool has."""
+    if not Path(args.config).is_file():
+        stop(f'config {args.config!r} does not exist; the ones of this project are in configs/')
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    return cfg
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner that the config asks for, on the devices that are there."""
+    if not torch.cuda.is_available() and cfg.launcher != 'none':
+        _use_gloo(cfg)
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def check_amp(cfg: Config) -> None:
+    """Stop where mixed precision is asked for on a machine without a GPU."""
+    kind = cfg.optim_wrapper.get('type')
+    if kind == 'AmpOptimWrapper' and not torch.cuda.is_available():
+        stop(
+            "the config trains with optim_wrapper.type='AmpOptimWrapper', which needs a GPU, and none is "
+            'here; for float32 on the CPU add: --cfg-options optim_wrapper.type=OptimWrapper'
+        )
+
+
+def check_data(cfg: Config, *loaders: str) -> None:
+    """Stop where a dataset's annotation file or folder is not there, before anything is built."""
+    for loader in loaders:
+        if not cfg.get(loader):
+            continue
+        for key, dataset in _datasets(cfg[loader].get('dataset', {}), f'{loader}.dataset'):
+            root = dataset.get('data_root') or ''
+            paths = [dataset.get('ann_file') or '']
+            paths += [p for p in (dataset.get('data_prefix') or {}).values() if isinstance(p, str)]
+            for path in filter(None, paths):
+                whole = os.path.join(root, path)
+                if '://' not in whole and not os.path.exists(whole):
+                    stop(
+                        f'{whole} does not exist ({key}, looked from {Path.cwd()}); link the data there or '
+                        f'set the folder: --cfg-options {key}.data_root=FOLDER (now {root!r})'
+                    )
+
+
+def _datasets(dataset: ConfigDict, key: str) -> Iterator[tuple[str, ConfigDict]]:
+    """The datasets inside wrappers such as RepeatDataset and ConcatDataset, with their config keys."""
+    if 'dataset' in dataset:
+        yield from _datasets(dataset['dataset'], f'{key}.dataset')
+    elif 'datasets' in dataset:
+        for i, inner in enumerate(dataset['datasets']):
+            yield from _datasets(inner, f'{key}.datasets.{i}')
+    else:
+        yield key, dataset
+
+
+def _use_gloo(cfg: Config) -> None:
+    """Make several processes work without a GPU.
+
+    mmengine's own start-up always selects a CUDA device; it leaves a process group alone that is there.
+    """
+    if cfg.launcher == 'mpi':
+        stop('--launcher mpi needs GPUs; without one use --launcher pytorch (tools/dist_train.sh)')
+    if cfg.launcher == 'slurm':
+        _read_slurm_environment()
+    for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
+        if name not in os.environ:
+            stop(f'--launcher {cfg.launcher}: {name} is not set; start with tools/dist_train.sh or torchrun')
+    torch.distributed.init_process_group('gloo')
+    cfg.env_cfg.dist_cfg = dict(backend='gloo')
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    if _replace_sync_bn(cfg.model) and torch.distributed.get_rank() == 0:
+        print('No GPU: SyncBN becomes BN, so each process normalises over its own images.', flush=True)
+
+
+def _read_slurm_environment() -> None:
+    if 'SLURM_PROCID' not in os.environ:
+        stop('--launcher slurm: SLURM_PROCID is not set; start with tools/slurm_train.sh or srun')
+    os.environ['RANK'] = os.environ['SLURM_PROCID']
+    os.environ['WORLD_SIZE'] = os.environ['SLURM_NTASKS']
+    os.environ['LOCAL_RANK'] = os.environ.get('SLURM_LOCALID', '0')
+    os.environ.setdefault('MASTER_PORT', '29500')
+    if 'MASTER_ADDR' not in os.environ:
+        nodes = subprocess.run(
+            ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        os.environ['MASTER_ADDR'] = nodes.stdout.split()[0]
+
+
+def _replace_sync_bn(node: object) -> bool:
+    """Replace SyncBN by BN everywhere in a config; whether there was any."""
+    found = False
+    if isinstance(node, dict):
+        if node.get('type') == 'SyncBN':
+            node['type'], found = 'BN', True
+        return any([_replace_sync_bn(v) for v in node.values()]) or found
+    if isinstance(node, list | tuple):
+        return any([_replace_sync_bn(v) for v in node])
+    return False
