@@ -1,0 +1,316 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+import itertools
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from timm.layers import resample_abs_pos_embed
+from tiny_models import TRAITS
+
+from mmhpvit import HPViT
+from mmhpvit.embed import power_of_two_patch, resize_kernel
+from mmhpvit.hpvit import default_depths
+
+TINY = 'tiny_patch16'  # 4 blocks, width 48
+EXACT = dict(rtol=0, atol=1e-10)
+
+
+def build(plain=TINY, **options) -> HPViT:
+    return HPViT(plain, **options).double().eval()
+
+
+def twin(backbone: HPViT) -> torch.nn.Module:
+    """timm's own model of the same name with the backbone's weights."""
+    vit = timm.create_model(backbone.plain, num_classes=0, global_pool='', dynamic_img_size=True)
+    vit = vit.double().eval()
+    own, last = backbone.state_dict(), backbone.out_indices[-1]
+    if isinstance(vit.norm, torch.nn.Identity):
+        vit.norm = torch.nn.LayerNorm(vit.embed_dim, eps=1e-6).double()
+    renamed = {}
+    for name in vit.state_dict():
+        renamed[name] = own[f'out_norms.{last}.{name[5:]}' if name.startswith('norm.') else name]
+    if renamed['patch_embed.proj.weight'].shape != vit.patch_embed.proj.weight.shape:
+        kernel = renamed['patch_embed.proj.weight'].shape[-1]
+        grid = vit.patch_embed.grid_size
+        vit.patch_embed.set_input_size(patch_size=(kernel, kernel))
+        vit.patch_embed.grid_size = grid
+    vit.load_state_dict(renamed)
+    return vit
+
+
+def noisy(backbone: HPViT) -> HPViT:
+    """Move every parameter away from its symmetric start, so that an error cannot hide."""
+    for p in backbone.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    return backbone
+
+
+@pytest.mark.parametrize('plain', TRAITS)
+@pytest.mark.parametrize('size', [(32, 32), (64, 96), (37, 70)])
+def test_grid_layout_is_the_plain_vit_on_each_shifted_image(plain, size):
+    backbone = noisy(build(plain, depths=(4, 0, 0, 0), out_indices=(0,)))
+    vit, x = twin(backbone), torch.randn(2, 3, *size).double()
+    patch = backbone.patch_embed.kernel
+    h, w = -(-size[0] // 4), -(-size[1] // 4)
+    step = patch // 4
+    prefix = backbone.prefix_in_pos_embed
+    pos = resample_abs_pos_embed(
+        vit.pos_embed[:, prefix:], (h, w), old_size=vit.patch_embed.grid_size, num_prefix_tokens=0
+    ).reshape(1, h, w, -1)
+    (out,) = backbone(x)
+    canvas = F.pad(x, (patch // 2 - 2, 2 * patch, patch // 2 - 2, 2 * patch))
+    for i, j in itertools.product(range(min(step, h)), range(min(step, w))):
+        rows, columns = -(-(h - i) // step), -(-(w - j) // step)
+        shifted = canvas[:, :, 4 * i : 4 * i + patch * rows, 4 * j : 4 * j + patch * columns]
+        vit.pos_embed.data = torch.cat(
+            [backbone.pos_embed[:, :prefix], pos[:, i::step, j::step].flatten(1, 2)], dim=1
+        )
+        vit.patch_embed.grid_size = (rows, columns)
+        expected = vit.forward_intermediates(shifted, [3], norm=True, intermediates_only=True)[0]
+        torch.testing.assert_close(out[:, :, i::step, j::step], expected, **EXACT)
+
+
+@pytest.mark.parametrize(
+    'plain', [p for p in TRAITS if p not in ('tiny_patch8', 'tiny_patch32', 'tiny_patch14')]
+)
+def test_stride_16_without_pooling_is_the_plain_vit(plain):
+    backbone = noisy(build(plain, depths=(0, 0, 4, 0), attention='global', out_indices=(2,)))
+    x = torch.randn(2, 3, 48, 80).double()
+    expected = twin(backbone).forward_intermediates(x, [3], norm=True, intermediates_only=True)[0]
+    torch.testing.assert_close(backbone(x)[0], expected, **EXACT)
+
+
+@pytest.mark.parametrize('attention', ['grid', 'global', 'window', ('grid', 'window', 'global', 'global')])
+@pytest.mark.parametrize('depths', [(1, 1, 1, 1), (2, 0, 2, 0), (0, 1, 3, 0), (0, 0, 0, 4), (4, 0, 0, 0)])
+def test_output_sizes(attention, depths):
+    backbone = build(depths=depths, attention=attention, window_size=3)
+    for h, w in [(1, 1), (32, 64), (33, 61), (5, 90)]:
+        outs = backbone(torch.randn(1, 3, h, w).double())
+        assert [o.shape for o in outs] == [(1, 48, -(-h // s), -(-w // s)) for s in (4, 8, 16, 32)]
+        assert all(o.isfinite().all() for o in outs)
+
+
+@pytest.mark.parametrize('plain', ['tiny_patch8', 'tiny_patch14', 'tiny_patch32'])
+@pytest.mark.parametrize('patch_kernel', ['keep', 'resample'])
+def test_other_patch_sizes(plain, patch_kernel):
+    for depths in [(1, 1, 1, 1), (0, 2, 2, 0), (0, 0, 4, 0)]:
+        outs = build(plain, depths=depths, patch_kernel=patch_kernel)(torch.randn(1, 3, 40, 56).double())
+        assert [o.shape[-2:] for o in outs] == [(10, 14), (5, 7), (3, 4), (2, 2)]
+
+
+def test_patch_sizes_become_powers_of_two():
+    assert [power_of_two_patch(p, 4) for p in (8, 14, 16, 32)] == [8, 16, 16, 32]
+    assert power_of_two_patch(8, 16) == 16
+
+
+def test_resized_kernel_answers_a_resized_patch_as_the_kernel_answers_the_patch():
+    kernel, patch = torch.randn(5, 3, 16, 16).double(), torch.randn(1, 3, 8, 8).double()
+    larger = F.interpolate(patch, size=(16, 16), mode='bicubic', antialias=True)
+    resized = resize_kernel(F.interpolate(torch.randn(5, 3, 8, 8).double(), size=(16, 16), mode='bicubic'), 8)
+    assert resized.shape == (5, 3, 8, 8)
+    # Enlarging loses nothing, so the pseudo-inverse resize of a smaller kernel is exact on it.
+    small = torch.randn(5, 3, 8, 8).double()
+    answer = (resize_kernel(small, 16) * larger).sum((1, 2, 3))
+    torch.testing.assert_close(answer, (small * patch).sum((1, 2, 3)), rtol=1e-4, atol=1e-4)
+    assert resize_kernel(kernel, 16) is kernel
+
+
+def test_each_token_attends_to_what_its_layout_says():
+    layouts = {
+        'grid': lambda a, b: all(i % 4 == j % 4 for i, j in zip(a, b, strict=True)),
+        'window': lambda a, b: all(i // 3 == j // 3 for i, j in zip(a, b, strict=True)),
+        'global': lambda a, b: True,
+    }
+    for attention, together in layouts.items():
+        backbone = noisy(
+            build(
+                depths=(4, 0, 0, 0), attention=attention, window_size=3, keep_prefix=False, out_indices=(0,)
+            )
+        )
+        tokens = torch.randn(1, 7, 6, 48).double().requires_grad_()
+        out, _ = backbone._run_stage(backbone.stages[0], tokens, None)
+        for y, x in [(0, 0), (4, 5), (6, 3)]:
+            (grad,) = torch.autograd.grad(out[0, y, x].square().sum(), tokens, retain_graph=True)
+            reached = grad[0].abs().sum(-1) > 0
+            expected = [[together((y, x), (i, j)) for j in range(6)] for i in range(7)]
+            assert reached.tolist() == expected, (attention, y, x)
+
+
+def test_conv_and_average_pooling_start_equal():
+    conv, avg = build(depths=(1, 1, 1, 1)), build(depths=(1, 1, 1, 1), pooling='avg')
+    assert avg.load_state_dict(conv.state_dict(), strict=False).missing_keys == []
+    x = torch.randn(1, 3, 52, 41).double()
+    for a, b in zip(conv(x), avg(x), strict=True):
+        torch.testing.assert_close(a, b, **EXACT)
+
+
+def test_recomputing_changes_neither_outputs_nor_gradients():
+    x, results = torch.randn(2, 3, 40, 40).double(), []
+    for with_cp in (False, True):
+        torch.manual_seed(1)
+        backbone = build(depths=(1, 1, 1, 1), with_cp=with_cp, drop_path_rate=0.5).train()
+        torch.manual_seed(2)
+        outs = backbone(x)
+        sum(o.square().sum() for o in outs).backward()
+        results.append([*outs, *(p.grad for p in backbone.parameters())])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_images_of_a_batch_do_not_see_each_other():
+    backbone, x = noisy(build(depths=(1, 1, 1, 1))), torch.randn(3, 3, 45, 33).double()
+    for whole, one in zip(backbone(x), backbone(x[1:2]), strict=True):
+        torch.testing.assert_close(whole[1:2], one, **EXACT)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(depths=(1, 1, 1, 1)),
+        dict(depths=(1, 1, 2, 0), pooling='avg'),
+        dict(depths=(0, 2, 2, 0), out_indices=(3, 0)),
+        dict(depths=(1, 1, 1, 1), out_indices=(2, 1)),
+        dict(depths=(0, 1, 2, 1), out_indices=(0,)),
+        dict(depths=(1, 1, 1, 1), keep_prefix=False),
+    ],
+)
+@pytest.mark.parametrize('plain', [TINY, 'tiny_registers', 'tiny_no_class', 'tiny_pre_norm'])
+def test_every_parameter_is_used(plain, options):
+    backbone = noisy(build(plain, **options)).train()
+    sum(o.square().sum() for o in backbone(torch.randn(2, 3, 40, 56).double())).backward()
+    assert [n for n, p in backbone.named_parameters() if p.grad is None] == []
+
+
+def test_out_indices_choose_levels_in_order_and_prune_what_lies_behind():
+    whole = noisy(build(depths=(1, 1, 1, 1)))
+    part = build(depths=(1, 1, 1, 1), out_indices=(1, 0))
+    assert len(part.blocks) == 2
+    assert len(part.pools) == 1
+    part.load_state_dict(whole.state_dict(), strict=False)
+    x = torch.randn(1, 3, 64, 64).double()
+    outs, expected = part(x), whole(x)
+    assert torch.equal(outs[0], expected[1])
+    assert torch.equal(outs[1], expected[0])
+
+
+def test_prefix_tokens_can_be_left_out():
+    backbone = build('tiny_registers_in_pos', keep_prefix=False)
+    assert not [n for n, _ in backbone.named_parameters() if 'token' in n]
+    assert len(backbone(torch.randn(1, 3, 32, 32).double())) == 4
+
+
+def test_leading_stages_without_blocks_start_at_a_larger_stride():
+    backbone = build(depths=(0, 2, 2, 0))
+    assert backbone.patch_embed.stride == 8
+    outs = backbone(torch.randn(1, 3, 64, 64).double())
+    up = F.interpolate(outs[1], scale_factor=2, mode='bilinear')
+    backbone.out_norms['0'].load_state_dict(backbone.out_norms['1'].state_dict())
+    torch.testing.assert_close(outs[0], up, **EXACT)
+
+
+@pytest.mark.parametrize('frozen_stages', range(-1, 5))
+def test_frozen_stages(frozen_stages):
+    backbone = HPViT(TINY, depths=(1, 1, 1, 1), frozen_stages=frozen_stages, drop_path_rate=0.5)
+    assert backbone.train() is backbone
+    trained = {n for n, p in backbone.named_parameters() if p.requires_grad}
+    embedding = {'pos_embed', 'cls_token', 'patch_embed.proj.weight', 'patch_embed.proj.bias'}
+    assert (embedding <= trained) == (frozen_stages < 0)
+    assert bool(embedding & trained) == (frozen_stages < 0)
+    for i in range(4):
+        frozen = i < frozen_stages
+        assert any(n.startswith(f'blocks.{i}.') for n in trained) != frozen
+        assert any(n.startswith(f'out_norms.{i}.') for n in trained) != frozen
+        assert backbone.blocks[i].training != frozen
+    outs = backbone(torch.randn(2, 3, 32, 32))
+    if frozen_stages < 4:
+        sum(o.sum() for o in outs).backward()
+    else:
+        assert trained == set()
+
+
+def test_drop_path_grows_linearly_over_the_blocks():
+    backbone = HPViT(TINY, depths=(1, 1, 1, 1), drop_path_rate=0.3)
+    rates = [getattr(b.drop_path1, 'drop_prob', 0.0) for b in backbone.blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
+
+
+def test_default_depths():
+    assert [default_depths(n) for n in (12, 24, 40, 4)] == [
+        (2, 2, 6, 2),
+        (4, 4, 12, 4),
+        (6, 6, 22, 6),
+        (1, 1, 1, 1),
+    ]
+    assert HPViT(TINY).depths == (1, 1, 1, 1)
+
+
+def test_layer_ids_cover_every_parameter_in_order_of_depth():
+    backbone = HPViT('tiny_registers', depths=(1, 1, 1, 1))
+    ids = {name: backbone.layer_id(name) for name, _ in backbone.named_parameters()}
+    assert {n for n, i in ids.items() if i == 0} == {
+        *('patch_embed.proj.weight', 'patch_embed.proj.bias', 'pos_embed', 'cls_token', 'reg_token')
+    }
+    for block in range(4):
+        names = {f'blocks.{block}.{n}' for n, _ in backbone.blocks[block].named_parameters()}
+        assert {n for n, i in ids.items() if i == block + 1} == names
+    assert {n.split('.')[0] for n, i in ids.items() if i == 5} == {'pools', 'out_norms'}
+    assert backbone.num_layer_ids == 6
+
+
+@pytest.mark.parametrize(
+    'name', ['head.weight', 'blocks.4.attn.qkv.weight', 'blocks', 'cls_tokens', 'reg_token']
+)
+def test_unknown_parameter_names_have_no_layer_id(name):
+    with pytest.raises(ValueError, match=name):
+        HPViT(TINY).layer_id(name)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(depths=(1, 1, 1, 2)), r'sum to 5, but tiny_patch16 has 4 blocks'),
+        (dict(depths=(2, 2)), r'expected 4 numbers of blocks'),
+        (dict(depths=(-1, 1, 2, 2)), r'none negative'),
+        (dict(attention='spiral'), r"'spiral'.*global, window, grid"),
+        (dict(attention=('grid', 'grid')), r'expected a str, or 4 of them'),
+        (dict(window_size=0), r'window_size=0'),
+        (dict(pooling='max'), r"'max'.*conv, avg"),
+        (dict(patch_kernel='crop'), r"'crop'.*keep, resample"),
+        (dict(out_indices=(0, 4)), r'\(0, 4\)'),
+        (dict(out_indices=()), r'out_indices=\(\)'),
+        (dict(out_indices=(1, 1)), r'\(1, 1\)'),
+        (dict(frozen_stages=5), r'frozen_stages=5'),
+        (dict(plain='tiny_patch61'), r'tiny_patch16'),
+    ],
+)
+def test_bad_options_are_refused_in_one_line(options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        HPViT(**dict(plain=TINY) | options)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('shape', [(3, 32, 32), (1, 4, 32, 32), (1, 1, 32, 32), (1, 3, 2, 32, 32)])
+def test_bad_inputs_are_refused(shape):
+    with pytest.raises(ValueError, match=r'expected \(B, 3, H, W\)') as error:
+        HPViT(TINY)(torch.randn(shape))
+    assert str(shape) in str(error.value)
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
+def test_both_libraries_build_it_by_name(scope):
+    if scope == 'mmdet':
+        from mmdet.registry import MODELS as SCOPED
+    else:
+        from mmseg.registry import MODELS as SCOPED
+    assert SCOPED.get('HPViT') is MODELS.get('HPViT') is HPViT
+    assert isinstance(SCOPED.build(dict(type='HPViT', plain=TINY)), HPViT)
+
+
+def test_outputs_are_channels_last_and_autocast_runs():
+    backbone = HPViT(TINY)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        outs = backbone(torch.randn(1, 3, 64, 64))
+    assert all(o.is_contiguous(memory_format=torch.channels_last) for o in outs)
+    assert all(o.isfinite().all() for o in outs)

@@ -1,0 +1,202 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+"""Set up the tested environment in .venv at the root of this repository.
+
+Needs Python 3.10 to 3.12 and, where no ready mmcv wheel can be had, a C++ compiler. Uses the standard
+library only; safe to run again, which takes no time while nothing has changed. pip's own configuration
+and environment variables (PIP_INDEX_URL, PIP_FIND_LINKS, ...) are honoured.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+VENV = ROOT / '.venv'
+PYTHON = VENV / 'bin' / 'python'
+STAMP = VENV / 'mmhpvit-setup.txt'
+SUPPORTED = ('3.12', '3.11', '3.10')
+INPUTS = ('requirements', 'setup.py', 'pyproject.toml', 'tools/setup_env.py', 'tools/build_mmcv.py')
+
+
+def say(text):
+    print(f'[setup] {text}', flush=True)
+
+
+def run(command, what, check=True, **kwargs):
+    """Run a command, say that it is still going every half minute, and return whether it succeeded."""
+    start, stop = time.time(), threading.Event()
+
+    def beat():
+        while not stop.wait(30):
+            say(f'  ... {what}, {time.time() - start:.0f} s so far')
+
+    threading.Thread(target=beat, daemon=True).start()
+    result = subprocess.run([str(c) for c in command], **kwargs)
+    stop.set()
+    if check and result.returncode:
+        sys.exit(f'[setup] error: {what} failed (exit status {result.returncode}); the reason is above')
+    return result.returncode == 0
+
+
+def pip(*args, what, check=True):
+    env = {**os.environ, 'PIP_DISABLE_PIP_VERSION_CHECK': '1', 'PIP_ROOT_USER_ACTION': 'ignore'}
+    output = {} if check else {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
+    return run([PYTHON, '-m', 'pip', 'install', '-q', *args], what, check, env=env, **output)
+
+
+def version_of(python):
+    """The version 'major.minor' of an interpreter, or None where it does not run."""
+    code = 'import sys; print("%d.%d" % sys.version_info[:2])'
+    try:
+        out = subprocess.run([python, '-c', code], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return out.stdout.strip() or None
+
+
+def find_python():
+    """A supported interpreter: the running one, or one on the path."""
+    names = [sys.executable, 'python3', *(f'python{v}' for v in SUPPORTED)]
+    for python in filter(None, (shutil.which(name) for name in names)):
+        if version_of(python) in SUPPORTED:
+            return python
+    sys.exit(f'[setup] error: no Python {", ".join(SUPPORTED)} on the path; install one of them')
+
+
+def has_module(python, module):
+    return subprocess.run([python, '-c', f'import {module}'], capture_output=True).returncode == 0
+
+
+def has_headers(python):
+    code = 'import sysconfig, os; print(os.path.join(sysconfig.get_path("include"), "Python.h"))'
+    out = subprocess.run([python, '-c', code], capture_output=True, text=True)
+    return os.path.isfile(out.stdout.strip())
+
+
+def install_system_packages(python):
+    """Debian and Ubuntu split venv and the C headers from Python; fetch what is missing, or say what is."""
+    version = version_of(python)
+    missing = [] if has_module(python, 'ensurepip') else [f'python{version}-venv']
+    missing += [] if has_headers(python) else [f'python{version}-dev']
+    missing += [] if shutil.which(os.environ.get('CXX', 'g++')) or shutil.which('c++') else ['g++']
+    if not missing:
+        return
+    if os.geteuid() != 0 or not shutil.which('apt-get'):
+        sys.exit(
+            f'[setup] error: {python} lacks {", ".join(missing)}: sudo apt-get install {" ".join(missing)}'
+        )
+    say(f'installing {", ".join(missing)} with apt-get')
+    run(['apt-get', 'update', '-qq'], 'apt-get update')
+    run(['apt-get', 'install', '-y', '-qq', '--no-install-recommends', *missing], 'apt-get install')
+
+
+def fingerprint(python):
+    """Changes whenever the environment would come out differently."""
+    digest = hashlib.sha256(f'{version_of(python)} {ROOT}'.encode())
+    for name in INPUTS:
+        path = ROOT / name
+        for file in sorted(path.glob('*.txt')) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def tested(package):
+    """The version of a package in requirements/tested.txt."""
+    lines = (ROOT / 'requirements/tested.txt').read_text().split('\n')
+    return next(line.split('==')[1].strip() for line in lines if line.startswith(f'{package}=='))
+
+
+def wheel_folder():
+    """Where a built mmcv wheel is kept: it fits one torch minor version, Python and device kind."""
+    code = 'import torch; print(torch.__version__, "cuda" if torch.cuda.is_available() else "cpu")'
+    torch_version, device = subprocess.run(
+        [str(PYTHON), '-c', code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    minor = '.'.join(torch_version.split('.')[:2])
+    python = version_of(str(PYTHON)).replace('.', '')
+    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache', 'mmhpvit', 'wheels')
+    return cache / f'mmcv{tested("mmcv")}-torch{minor}-{device}-cp{python}-{platform.machine()}'
+
+
+def mmcv_works():
+    code = 'import torch; from mmcv.ops import nms; b = torch.rand(2, 4); nms(b, torch.rand(2), 0.5)'
+    return subprocess.run([str(PYTHON), '-c', code], capture_output=True).returncode == 0
+
+
+def install_if_it_works(*wheel):
+    args = ['--no-deps', '--force-reinstall', *wheel]
+    return pip(*args, what='installing a ready mmcv wheel', check=False) and mmcv_works()
+
+
+def install_mmcv():
+    version, folder = tested('mmcv'), wheel_folder()
+    if mmcv_works():
+        say('mmcv is there and its operators run')
+        return
+    cached = sorted(folder.glob('*.whl'))
+    if cached and install_if_it_works(cached[0]):
+        say(f'mmcv: took the wheel built earlier, {cached[0]}')
+        return
+    if install_if_it_works('--only-binary', 'mmcv', f'mmcv=={version}'):
+        say('mmcv: took a ready wheel from your package index')
+        return
+    say('mmcv: no ready wheel fits, compiling its operators (2 to 10 minutes, once a machine)')
+    build = [PYTHON, '-W', 'ignore', ROOT / 'tools/build_mmcv.py', '--version', version, '--out', folder]
+    run(build, 'compiling mmcv', env={**os.environ, 'PIP_DISABLE_PIP_VERSION_CHECK': '1'})
+    wheel = next(folder.glob('*.whl'))
+    pip('--no-deps', '--force-reinstall', wheel, what='installing mmcv')
+    if not mmcv_works():
+        sys.exit(
+            f'[setup] error: mmcv was built ({wheel}) but its operators do not run; delete it and try again'
+        )
+
+
+def use_headless_opencv():
+    """Without the system's graphics libraries the standard OpenCV cannot be imported; its twin can."""
+    if has_module(str(PYTHON), 'cv2'):
+        return
+    say("this machine has no graphics libraries: taking OpenCV's headless build")
+    run([PYTHON, '-m', 'pip', 'uninstall', '-q', '-y', 'opencv-python'], 'removing opencv-python')
+    pip('opencv-python-headless', what='installing opencv-python-headless')
+
+
+def main():
+    start = time.time()
+    python = find_python()
+    wanted = fingerprint(python)
+    if STAMP.is_file() and STAMP.read_text() == wanted and PYTHON.exists():
+        say(f'environment is ready: {VENV}')
+        return
+    install_system_packages(python)
+    say(f'setting up {VENV} with Python {version_of(python)} ({python})')
+    if version_of(str(PYTHON)) != version_of(python) or not has_module(str(PYTHON), 'pip'):
+        run([python, '-m', 'venv', '--clear', VENV], 'creating the environment')
+    pins = ['-c', ROOT / 'requirements/tested.txt']
+    say(f'installing torch {tested("torch")} (with the CUDA libraries of your index: up to 3 GB)')
+    pip('-U', 'pip', 'setuptools', 'wheel', 'ninja', 'psutil', *pins, what='installing build tools')
+    pip('torch', 'torchvision', *pins, what='installing torch')
+    say('installing mmengine, mmdet, mmsegmentation, timm and the test tools')
+    files = [('-r', ROOT / f'requirements/{name}.txt') for name in ('runtime', 'tests')]
+    others = [
+        line.split('#')[0].strip()
+        for line in (ROOT / 'requirements/mminstall.txt').read_text().split('\n')
+        if line.split('#')[0].strip() and not line.startswith('mmcv')
+    ]
+    pip(*(arg for pair in files for arg in pair), *others, *pins, what='installing packages')
+    use_headless_opencv()
+    install_mmcv()
+    pip('-qq', '--no-deps', '--no-build-isolation', '-e', ROOT, what='installing mmhpvit')
+    code = 'import mmcv.ops, mmdet, mmseg, mmhpvit; print(mmhpvit.__version__)'
+    run([PYTHON, '-W', 'ignore', '-c', code], 'importing mmhpvit', stdout=subprocess.DEVNULL)
+    STAMP.write_text(wanted)
+    say(f'environment is ready: {VENV} ({time.time() - start:.0f} s)')
+
+
+if __name__ == '__main__':
+    main()
