@@ -1,15 +1,13 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """Layer-wise learning-rate decay that asks the backbone for the depth of its parameters."""
 
-import re
-
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
-# Wrappers that put themselves into parameter names.
-_WRAPPER_NAMES = re.compile(r'(^|\.)(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)(?=\.)')
+# What FSDP, torch.compile and activation checkpointing put into parameter names.
+_WRAPPERS = ('_fsdp_wrapped_module', '_orig_mod', '_checkpoint_wrapped_module')
 _NO_DECAY = ('pos_embed', 'cls_token', 'reg_token')
 
 
@@ -71,7 +69,7 @@ class LayerIdDecayConstructor(DefaultOptimWrapperConstructor):
         for name, param in model.named_parameters():
             if not param.requires_grad:
                 continue
-            clean = _WRAPPER_NAMES.sub(r'\1', name).replace('..', '.').lstrip('.')
+            clean = _without_wrappers(name)
             scale = self.decay_rate ** _distance_to_top(clean, backbones)
             undecayed = param.ndim <= 1 or clean.rpartition('.')[2] in _NO_DECAY
             lr, decay = self._scaled(clean, scale, 0.0 if undecayed else 1.0)
@@ -101,9 +99,13 @@ class LayerIdDecayConstructor(DefaultOptimWrapperConstructor):
         print_log('Parameter groups:\n' + '\n'.join(lines), logger='current')
 
 
+def _without_wrappers(name: str) -> str:
+    return '.'.join(part for part in name.split('.') if part not in _WRAPPERS)
+
+
 def _modules_with_layer_id(model: nn.Module) -> dict[str, nn.Module]:
     found = {
-        _WRAPPER_NAMES.sub(r'\1', name).replace('..', '.').strip('.'): module
+        _without_wrappers(name): module
         for name, module in model.named_modules()
         if callable(getattr(type(module), 'layer_id', None))
     }

@@ -1,0 +1,325 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+import argparse
+import os
+import pickle
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+import mmhpvit.checkpoint
+import mmhpvit.weights
+from mmhpvit import HPViT, PlainViTPyramid, load_plain_weights
+
+TINY = 'tiny_patch16'
+
+
+def timm_model(name=TINY):
+    """A plain ViT of timm with weights that no initialisation would give."""
+    vit = timm.create_model(name, num_classes=0, global_pool='', dynamic_img_size=True).eval()
+    for p in vit.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    return vit
+
+
+def assert_equal_features(backbone, vit, size=(48, 80)):
+    """The backbone at stride 16 computes what timm's model computes."""
+    x = torch.randn(2, 3, *size)
+    last = len(vit.blocks) - 1
+    expected = vit.forward_intermediates(x, [last], norm=True, intermediates_only=True)[0]
+    torch.testing.assert_close(backbone.eval()(x)[2], expected, rtol=1e-5, atol=1e-5)
+
+
+# Each makes, out of a timm state dict, a file as the authors of that family publish it.
+
+
+def as_mae(weights):
+    extra = {
+        'mask_token': torch.zeros(1, 1, 32),
+        'decoder_pos_embed': torch.zeros(1, 17, 32),
+        'decoder_embed.weight': torch.zeros(32, 48),
+        'decoder_blocks.0.norm1.weight': torch.ones(32),
+        'decoder_pred.bias': torch.zeros(768),
+    }
+    return {'model': weights | extra}, set(extra)
+
+
+def as_deit(weights):
+    extra = {'head.weight': torch.zeros(1000, 48), 'head.bias': torch.zeros(1000)}
+    return {'model': weights | extra, 'args': argparse.Namespace(lr=1.0), 'epoch': 299}, set(extra)
+
+
+def as_dino_backbone(weights):
+    return dict(weights), set()
+
+
+def as_dino_full(weights):
+    teacher = {f'backbone.{k}': v for k, v in weights.items()}
+    extra = {'head.mlp.0.weight': torch.zeros(8, 48), 'head.last_layer.weight_g': torch.ones(8, 1)}
+    student = {f'module.{k}': torch.zeros_like(v) for k, v in teacher.items()}
+    content = {'student': student, 'teacher': teacher | extra, 'epoch': 100, 'optimizer': {'state': {}}}
+    return content, set(extra)
+
+
+def as_lightning(weights):
+    return {'state_dict': {f'module.{k}': v for k, v in weights.items()}, 'epoch': 3}, set()
+
+
+FAMILIES = dict(
+    mae=as_mae,
+    deit=as_deit,
+    dino=as_dino_backbone,
+    dino_full=as_dino_full,
+    data_parallel=as_lightning,
+)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_files_of_each_family_load_whole_and_compute_the_same(family, tmp_path):
+    vit = timm_model()
+    content, extra = FAMILIES[family](vit.state_dict())
+    torch.save(content, tmp_path / 'file.pth')
+    backbone = PlainViTPyramid(TINY)
+    report = load_plain_weights(backbone, str(tmp_path / 'file.pth'))
+    assert_equal_features(backbone, vit)
+    assert {name for name, _ in report.dropped} == extra
+    assert all(name.startswith('pyramid.') for name in report.new)
+    assert report.resized == []
+    assert {*report.loaded, *report.new} == set(backbone.state_dict())
+
+
+@pytest.mark.parametrize('name', ['tiny_layerscale', 'tiny_swiglu', 'tiny_registers'])
+def test_dinov2_files(name, tmp_path):
+    """Mask token, registers beside a position embedding with the class token, SwiGLU as w12 and w3."""
+    vit = timm_model(name)
+    weights = {'mask_token': torch.zeros(1, 48)}
+    for key, value in vit.state_dict().items():
+        weights[
+            key.replace('mlp.fc1', 'mlp.w12').replace('mlp.fc2', 'mlp.w3') if 'swiglu' in name else key
+        ] = value
+    if name == 'tiny_registers':
+        weights['register_tokens'] = weights.pop('reg_token')
+        place = torch.randn(1, 1, 48)
+        weights['pos_embed'] = torch.cat([place, weights['pos_embed']], dim=1)
+        weights['cls_token'] = weights['cls_token'] - place
+    torch.save(weights, tmp_path / 'dinov2.pth')
+    backbone = PlainViTPyramid(name)
+    report = load_plain_weights(backbone, str(tmp_path / 'dinov2.pth'))
+    assert_equal_features(backbone, vit)
+    assert report.dropped == [('mask_token', 'mask token of the pre-training')]
+
+
+def test_deit3_files(tmp_path):
+    """LayerScale as gamma_1 and gamma_2."""
+    vit = timm_model('tiny_layerscale')
+    weights = {
+        k.replace('ls1.gamma', 'gamma_1').replace('ls2.gamma', 'gamma_2'): v
+        for k, v in vit.state_dict().items()
+    }
+    torch.save({'model': weights}, tmp_path / 'deit3.pth')
+    backbone = PlainViTPyramid('tiny_layerscale')
+    load_plain_weights(backbone, str(tmp_path / 'deit3.pth'))
+    assert_equal_features(backbone, vit)
+
+
+def test_real_augreg_weights_load_into_every_parameter(real_weights):
+    backbone = HPViT('vit_tiny_patch16_224')
+    report = load_plain_weights(backbone, real_weights)
+    weights, own = load_file(real_weights), backbone.state_dict()
+    for name, tensor in weights.items():
+        if name in own:
+            assert torch.equal(own[name], tensor)
+    for i in range(4):
+        assert torch.equal(own[f'out_norms.{i}.weight'], weights['norm.weight'])
+    assert len(report.loaded) == 148 + 8
+    assert report.dropped == [('head.bias', 'classifier head'), ('head.weight', 'classifier head')]
+    assert {n.split('.')[0] for n in report.new} == {'pools'}
+    table = str(report)
+    for word in ('loaded    156', 'new         6', 'head.bias, head.weight (classifier head)', 'blocks.0-11'):
+        assert word in table
+
+
+def test_resized_weights_are_reported_with_both_shapes(tmp_path):
+    vit = timm_model('tiny_patch14')
+    save_file(vit.state_dict(), tmp_path / 'p14.safetensors')
+    report = load_plain_weights(HPViT('tiny_patch14'), str(tmp_path / 'p14.safetensors'))
+    assert report.resized == [('patch_embed.proj.weight', (48, 3, 14, 14), (48, 3, 16, 16))]
+    report = load_plain_weights(
+        HPViT('tiny_patch14', patch_kernel='resample'), str(tmp_path / 'p14.safetensors')
+    )
+    assert report.resized == [('patch_embed.proj.weight', (48, 3, 14, 14), (48, 3, 4, 4))]
+    larger = timm.create_model(TINY, img_size=128, num_classes=0)
+    save_file(larger.state_dict(), tmp_path / 'larger.safetensors')
+    report = load_plain_weights(HPViT(TINY), str(tmp_path / 'larger.safetensors'))
+    assert report.resized == [('pos_embed', (1, 65, 48), (1, 17, 48))]
+    assert '(1, 65, 48) -> (1, 17, 48)' in str(report)
+
+
+def test_what_is_not_built_is_dropped_by_name(tmp_path):
+    torch.save(timm_model().state_dict(), tmp_path / 'file.pth')
+    backbone = HPViT(TINY, out_indices=(0, 1), keep_prefix=False)
+    report = load_plain_weights(backbone, str(tmp_path / 'file.pth'))
+    reasons = {reason for _, reason in report.dropped}
+    assert reasons == {'prefix tokens are left out', 'behind the last output'}
+    assert {n.split('.')[1] for n, r in report.dropped if r == 'behind the last output'} == {'2', '3'}
+
+
+def test_a_final_norm_behind_the_pooling_leaves_output_norms_new(tmp_path):
+    weights = timm_model().state_dict()
+    for part in ('weight', 'bias'):
+        weights[f'fc_norm.{part}'] = weights.pop(f'norm.{part}')
+    torch.save(weights, tmp_path / 'file.pth')
+    report = load_plain_weights(HPViT(TINY), str(tmp_path / 'file.pth'))
+    assert {n.split('.')[0] for n in report.new} == {'pools', 'out_norms'}
+
+
+def test_timms_own_weights(monkeypatch):
+    vit = timm_model()
+    asked = []
+
+    def from_hub(*where, weights_only):
+        assert weights_only
+        asked.extend(where)
+        return vit.state_dict()
+
+    monkeypatch.setattr(mmhpvit.weights, 'load_state_dict_from_hf', from_hub)
+    build = mmhpvit.weights.build_plain_vit
+
+    def with_hub_id(name):
+        plain = build(name)
+        plain.pretrained_cfg = dict(plain.pretrained_cfg, hf_hub_id='timm/tiny')
+        return plain
+
+    monkeypatch.setattr(mmhpvit.weights, 'build_plain_vit', with_hub_id)
+    backbone = PlainViTPyramid(TINY)
+    load_plain_weights(backbone)
+    assert asked == ['timm/tiny']
+    assert_equal_features(backbone, vit)
+
+
+def test_timms_weights_that_cannot_be_fetched(monkeypatch):
+    def offline(*where, weights_only):
+        raise OSError('no network\nand a long explanation')
+
+    monkeypatch.setattr(mmhpvit.weights, 'load_state_dict_from_hf', offline)
+    with pytest.raises(OSError, match=r"'vit_tiny_patch16_224'.*no network.*checkpoint=FILE") as error:
+        load_plain_weights(HPViT('vit_tiny_patch16_224'))
+    assert '\n' not in str(error.value)
+    with pytest.raises(ValueError, match="timm has no weights of 'tiny_patch16'"):
+        load_plain_weights(HPViT(TINY))
+
+
+def test_urls_go_to_the_cache_once(monkeypatch, tmp_path):
+    vit, calls = timm_model(), []
+
+    def download(url, destination, hash_prefix):
+        calls.append((url, hash_prefix))
+        torch.save(vit.state_dict(), destination)
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    url, backbone = 'https://example.org/weights-0123abcd.pth?download=1', PlainViTPyramid(TINY)
+    load_plain_weights(backbone, url)
+    load_plain_weights(backbone, url)
+    assert calls == [(url, '0123abcd')]
+    assert_equal_features(backbone, vit)
+
+
+class Payload:
+    def __reduce__(self):
+        return os.system, ('touch /tmp/mmhpvit-payload-ran',)
+
+
+def bad_files(folder):
+    """Name -> (content writer, words of the error)."""
+    weights = timm_model().state_dict()
+
+    def without(name):
+        return {k: v for k, v in weights.items() if k != name}
+
+    def truncated(path):
+        torch.save(weights, path)
+        path.write_bytes(path.read_bytes()[:-2000])
+
+    def truncated_safetensors(path):
+        save_file(weights, path)
+        path.write_bytes(path.read_bytes()[:-2000])
+
+    def malicious(path):
+        torch.save({'model': weights, 'extra': Payload()}, path)
+
+    def raw_malicious(path):
+        path.write_bytes(pickle.dumps(Payload(), protocol=2))
+
+    return {
+        'truncated.pth': (truncated, 'download it again'),
+        'truncated.safetensors': (truncated_safetensors, 'download it again'),
+        'empty.pth': (lambda path: path.write_bytes(b''), 'download it again'),
+        'page.pth': (lambda path: path.write_text('<!DOCTYPE html><html>404</html>'), 'download it again'),
+        'malicious.pth': (malicious, r'refused: reading it would run [\w.]*system'),
+        'old-malicious.pth': (raw_malicious, r'refused: reading it would run [\w.]*system'),
+        'list.pth': (lambda path: torch.save([1, 2], path), 'no dict of weights.*found list'),
+        'optimizer.pth': (lambda path: torch.save({'optimizer': {}, 'epoch': 3}, path), 'optimizer'),
+        'weights.npz': (lambda path: path.write_bytes(b'PK'), 'npz files are not read'),
+        'missing.pth': (
+            lambda path: torch.save(without('blocks.2.attn.qkv.weight'), path),
+            'lacks 1 weights.*blocks.2.attn.qkv.weight',
+        ),
+        'unknown.pth': (
+            lambda path: torch.save(weights | {'adapter.weight': torch.ones(2)}, path),
+            'has unknown 1 weights.*adapter.weight',
+        ),
+        'shape.pth': (
+            lambda path: torch.save(weights | {'blocks.1.mlp.fc1.bias': torch.ones(7)}, path),
+            r'blocks.1.mlp.fc1.bias \(7,\) for \(192,\)',
+        ),
+        'resnet.pth': (lambda path: torch.save({'conv1.weight': torch.ones(2)}, path), 'not a plain ViT'),
+        'deeper.pth': (
+            lambda path: torch.save(weights | {'blocks.5.norm1.weight': torch.ones(48)}, path),
+            r'depth 6 \(the model has 4\)',
+        ),
+        'wider.safetensors': (
+            lambda path: save_file(timm.create_model('test_vit', num_classes=0).state_dict(), path),
+            r'width 64 \(the model has 48\)',
+        ),
+    }
+
+
+@pytest.mark.parametrize('name', list(bad_files(None)))
+def test_bad_files_are_refused_in_one_line_and_load_nothing(name, tmp_path):
+    write, message = bad_files(tmp_path)[name]
+    write(tmp_path / name)
+    backbone = HPViT(TINY)
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    with pytest.raises(ValueError, match=message) as error:
+        load_plain_weights(backbone, str(tmp_path / name))
+    assert name in str(error.value)
+    assert '\n' not in str(error.value)
+    assert not os.path.exists('/tmp/mmhpvit-payload-ran')
+    assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
+
+
+def test_a_file_that_is_not_there():
+    with pytest.raises(FileNotFoundError, match=r"'nowhere\.pth' does not exist"):
+        load_plain_weights(HPViT(TINY), 'nowhere.pth')
+
+
+def test_initialiser_loads_last_and_logs_the_report(tmp_path, monkeypatch):
+    vit = timm_model()
+    torch.save(vit.state_dict(), tmp_path / 'file.pth')
+    init_cfg = [
+        dict(type='Constant', layer=['Linear', 'LayerNorm'], val=0.3),
+        dict(type='PlainViT', checkpoint=str(tmp_path / 'file.pth')),
+    ]
+    backbone = PlainViTPyramid(TINY, init_cfg=init_cfg)
+    logged = []
+    monkeypatch.setattr(mmhpvit.weights, 'print_log', lambda text, logger: logged.append(text))
+    backbone.init_weights()
+    assert_equal_features(backbone, vit)
+    assert f'Weights of {TINY} from {tmp_path / "file.pth"}' in logged[0]
+
+
+def test_initialiser_is_for_this_packages_backbones():
+    with pytest.raises(TypeError, match='not for Linear'):
+        mmhpvit.PlainViTInit('file.pth')(torch.nn.Linear(2, 2))
