@@ -151,7 +151,7 @@ class HPViT(BaseModule):
 
         Returns:
             A map (B, C, ceil(H / s), ceil(W / s)) for each of ``out_indices``, s being its stride 4, 8,
-            16 or 32, channels last in memory.
+            16 or 32, contiguous in memory.
 
         Raises:
             ValueError: An input that is not 4-D or has another number of channels.
@@ -174,7 +174,9 @@ class HPViT(BaseModule):
                 for finer in (j for j in self.out_indices if j < i):
                     size = -(-h // STRIDES[finer]), -(-w // STRIDES[finer])
                     outs[finer] = _upsample(self.out_norms[str(finer)](tokens), 2 ** (i - finer), size)
-        return tuple(outs[i] for i in self.out_indices)
+        # mmcv's RoIAlign reads memory as NCHW without looking: channels-last maps, which convolutions hand
+        # on to what follows them, would give wrong regions and no error.
+        return tuple(outs[i].contiguous() for i in self.out_indices)
 
     def _embed(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images (B, 3, H, W) to tokens (B, h, w, C) and prefix tokens (B, P, C) or None."""

@@ -70,7 +70,7 @@ class PlainViTPyramid(HPViT):
         outs = []
         for i in self.levels:
             size = -(-h // STRIDES[i]), -(-w // STRIDES[i])
-            outs.append(self.pyramid[str(i)](x16)[:, :, : size[0], : size[1]])
+            outs.append(self.pyramid[str(i)](x16)[:, :, : size[0], : size[1]].contiguous())
         return tuple(outs)
 
     def _new_modules(self) -> tuple[str, ...]:

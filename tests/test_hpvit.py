@@ -5,11 +5,13 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from mmcv.ops import roi_align
+from mmdet.models.necks import FPN
 from mmengine.registry import MODELS
 from timm.layers import resample_abs_pos_embed
 from tiny_models import TRAITS
 
-from mmhpvit import HPViT
+from mmhpvit import HPViT, PlainViTPyramid
 from mmhpvit.embed import power_of_two_patch, resize_kernel
 from mmhpvit.hpvit import default_depths
 
@@ -308,9 +310,23 @@ def test_both_libraries_build_it_by_name(scope):
     assert isinstance(SCOPED.build(dict(type='HPViT', plain=TINY)), HPViT)
 
 
-def test_outputs_are_channels_last_and_autocast_runs():
-    backbone = HPViT(TINY)
+@pytest.mark.parametrize('backbone', [HPViT, PlainViTPyramid])
+def test_regions_are_cut_from_the_right_places(backbone):
+    """mmcv's RoIAlign takes any memory for NCHW, so nothing channels-last may reach it through the neck."""
+    neck = FPN(in_channels=[48] * 4, out_channels=8, num_outs=4)
+    rois = torch.tensor([[0, 1, 1, 9, 9.0], [1, 2, 3, 10, 8]])
+    for size in [(64, 64), (65, 47)]:
+        outs = backbone(TINY)(torch.randn(2, 3, *size))
+        assert all(o.is_contiguous() for o in outs)
+        for feature in [*outs, *neck(outs)]:
+            regions = roi_align(feature, rois, 3, 0.25, 0, 'avg', True)
+            expected = roi_align(
+                feature.clone(memory_format=torch.contiguous_format), rois, 3, 0.25, 0, 'avg', True
+            )
+            assert torch.equal(regions, expected)
+
+
+def test_autocast_runs():
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        outs = backbone(torch.randn(1, 3, 64, 64))
-    assert all(o.is_contiguous(memory_format=torch.channels_last) for o in outs)
+        outs = HPViT(TINY)(torch.randn(1, 3, 64, 64))
     assert all(o.isfinite().all() for o in outs)
