@@ -3,5 +3,16 @@
 
 from mmengine.registry import MODELS
 from timm.layers import LayerNorm2d
+from torch import Tensor
 
-MODELS.register_module(name='LN2d', module=LayerNorm2d)
+
+@MODELS.register_module(name='LN2d')
+class ContiguousLayerNorm2d(LayerNorm2d):
+    """timm's LayerNorm over the channels of (B, C, H, W), with an output that is contiguous as NCHW.
+
+    timm's own output is channels last in memory, which mmcv's RoIAlign reads as NCHW without looking:
+    the heads behind it then see wrong regions, and nothing fails.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).contiguous()

@@ -310,10 +310,11 @@ def test_both_libraries_build_it_by_name(scope):
     assert isinstance(SCOPED.build(dict(type='HPViT', plain=TINY)), HPViT)
 
 
+@pytest.mark.parametrize('norm_cfg', [None, dict(type='LN2d')])
 @pytest.mark.parametrize('backbone', [HPViT, PlainViTPyramid])
-def test_regions_are_cut_from_the_right_places(backbone):
+def test_regions_are_cut_from_the_right_places(backbone, norm_cfg):
     """mmcv's RoIAlign takes any memory for NCHW, so nothing channels-last may reach it through the neck."""
-    neck = FPN(in_channels=[48] * 4, out_channels=8, num_outs=4)
+    neck = FPN(in_channels=[48] * 4, out_channels=8, num_outs=4, norm_cfg=norm_cfg)
     rois = torch.tensor([[0, 1, 1, 9, 9.0], [1, 2, 3, 10, 8]])
     for size in [(64, 64), (65, 47)]:
         outs = backbone(TINY)(torch.randn(2, 3, *size))

@@ -74,6 +74,7 @@ def build_runner(args: argparse.Namespace) -> Runner:
         evaluator.ann_file = data + 'annotations/val.json'
     cfg.train_cfg.update(max_iters=args.iters, val_interval=args.iters + 1)
     cfg.param_scheduler[1].end = args.iters
+    cfg.model.backbone.init_cfg = None
     cfg.work_dir = str(args.work_dir)
     cfg.log_level = 'WARNING'
     return Runner.from_cfg(cfg)

@@ -1,0 +1,101 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
+
+ROOT = Path(__file__).resolve().parents[1]
+LEAVES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'configs').glob('[!_]*/*.py'))
+RECIPES = [c for c in LEAVES if not c.startswith('configs/demo')]
+WANTED = {
+    'coco': [
+        f'{m}_{s}' for m in ('hpvit-b', 'hpvit-l', 'hpvit-s', 'plain-vit-b') for s in ('1x', 'lsj-100e')
+    ],
+    'ade20k': ['hpvit-s', 'hpvit-b', 'hpvit-l', 'plain-vit-b'],
+    'cityscapes': ['hpvit-b', 'hpvit-l', 'plain-vit-b'],
+}
+WIDTH = {'s': 384, 'b': 768, 'l': 1024}
+
+
+def load(path) -> Config:
+    return Config.fromfile(ROOT / path)
+
+
+def test_every_recipe_is_there():
+    for folder, names in WANTED.items():
+        files = [c for c in RECIPES if c.startswith(f'configs/{folder}/')]
+        assert len(files) == len(names)
+        for name in names:
+            parts = name.split('_')
+            assert sum(all(re.search(rf'[_-]{p}[-_]', c) for p in parts) for c in files) == 1, name
+
+
+@pytest.mark.parametrize('path', LEAVES)
+def test_model_and_optimiser_build(path):
+    """On the meta device: shapes alone, so that L takes no memory."""
+    cfg = load(path)
+    assert cfg.custom_imports.imports == ['mmhpvit']
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    constructor = OPTIM_WRAPPER_CONSTRUCTORS.get(cfg.optim_wrapper.constructor)(
+        dict(cfg.optim_wrapper, type='OptimWrapper'), cfg.optim_wrapper.paramwise_cfg
+    )
+    groups = constructor.param_groups(model)
+    grouped = [n for g in groups for n in g['param_names']]
+    assert sorted(grouped) == sorted(n for n, p in model.named_parameters() if p.requires_grad)
+    decayed = [n for g in groups if g['weight_decay'] for n in g['param_names']]
+    assert not [n for n in decayed if re.search(r'pos_embed|token|bias|norm', n)]
+    assert len(groups) == 2 * model.backbone.num_layer_ids
+    assert groups[0]['lr'] == cfg.optim_wrapper.optimizer.lr
+
+
+@pytest.mark.parametrize('path', RECIPES)
+def test_names_tell_the_truth(path):
+    cfg, name = load(path), Path(path).stem
+    assert ('amp' in name) == (cfg.optim_wrapper.type == 'AmpOptimWrapper')
+    size = re.search(r'vit-([sbl])-', name)[1]
+    assert {'s': 'vit_small', 'b': 'vit_base', 'l': 'vit_large'}[size] in cfg.model.backbone.plain
+    assert cfg.model.backbone.plain.endswith(re.search(r'vit-[sbl]-([a-z0-9]+)_', name)[1])
+    assert ('plain' in name) == (cfg.model.backbone.type == 'PlainViTPyramid')
+    gpus, images = map(int, re.search(r'(\d+)xb(\d+)', name).groups())
+    assert cfg.train_dataloader.batch_size == images
+    assert cfg.auto_scale_lr.base_batch_size == gpus * images
+    widths = cfg.model.neck.in_channels if 'neck' in cfg.model else cfg.model.decode_head.in_channels
+    assert list(widths) == [WIDTH[size]] * 4
+    if crop := re.search(r'(\d+)x(\d+)$', name):
+        crop = tuple(map(int, crop.groups()))
+        assert tuple(cfg.model.data_preprocessor.size) == tuple(cfg.crop_size) == crop
+        transforms = {t.type: t for t in cfg.train_dataloader.dataset.pipeline}
+        assert tuple(transforms['RandomCrop'].crop_size) == crop
+    if iters := re.search(r'(\d+)k_', name):
+        assert cfg.train_cfg.max_iters == cfg.param_scheduler[-1].end == int(iters[1]) * 1000
+
+
+@pytest.mark.parametrize('path', [c for c in RECIPES if 'plain-vit' in c])
+def test_the_baseline_differs_by_its_backbone_type_alone(path):
+    baseline, hpvit = load(path), load(path.replace('plain-vit', 'hpvit'))
+    assert baseline.model.backbone.pop('type') == 'PlainViTPyramid'
+    assert hpvit.model.backbone.pop('type') == 'HPViT'
+    assert baseline.to_dict() == hpvit.to_dict()
+    statements = [s for s in (ROOT / path).read_text().split('\n') if s and not s.startswith(('#', '_base_'))]
+    assert statements == ["model = dict(backbone=dict(type='PlainViTPyramid'))"]
+
+
+def test_large_scale_jitter_follows_vitdet():
+    cfg = load('configs/coco/mask-rcnn_hpvit-b-mae_fpn_8xb8-amp-lsj-100e_coco.py')
+    assert cfg.train_cfg.max_iters == 184375
+    assert cfg.param_scheduler[1].milestones == [163889, 177546]
+    assert cfg.param_scheduler[0].end == 250
+    resize = next(t for t in cfg.train_dataloader.dataset.pipeline if t['type'] == 'RandomResize')
+    assert resize.ratio_range == (0.1, 2.0)
+    assert resize.scale == (1024, 1024)
+    assert cfg.test_dataloader.dataset.pipeline == cfg.val_dataloader.dataset.pipeline
+    assert cfg.test_dataloader.dataset.pipeline[1].scale == (1024, 1024)
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-4, 0.1)
+    assert 'sampler' in cfg.train_dataloader
+    assert cfg.train_dataloader.get('batch_sampler') is None

@@ -1,0 +1,251 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+"""The tools as users run them: as processes of their own, on a CPU."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import mmdet
+import mmseg
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[1]
+DETECTOR, SEGMENTER = 'tests/configs/tiny_detector.py', 'tests/configs/tiny_segmenter.py'
+SHARED = (DETECTOR, SEGMENTER)
+STOCK = {
+    DETECTOR: Path(mmdet.__file__).parent / '.mim/tools',
+    SEGMENTER: Path(mmseg.__file__).parent / '.mim/tools',
+}
+
+
+@pytest.fixture
+def env(shapes) -> dict:
+    return {
+        **{k: v for k, v in os.environ.items() if not k.startswith(('SLURM_', 'TORCH_FORCE'))},
+        'SHAPES': str(shapes),
+        'PYTHONPATH': str(ROOT / 'tests'),
+        'PYTHONWARNINGS': 'ignore',
+        'PYTHON': sys.executable,
+        'OMP_NUM_THREADS': '1',
+    }
+
+
+def run(*command, env, fails=False) -> str:
+    result = subprocess.run(
+        [str(c) for c in command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600
+    )
+    output = result.stdout + result.stderr
+    assert (result.returncode != 0) == fails, output[-4000:]
+    return output
+
+
+def train(config, work_dir, *options, env, fails=False) -> str:
+    return run(sys.executable, 'tools/train.py', config, '--work-dir', work_dir, *options, env=env, fails=fails)
+
+
+def load(path):
+    return torch.load(path, map_location='cpu', weights_only=True)
+
+
+@pytest.mark.parametrize('config', SHARED)
+def test_train_then_test_then_draw(config, tmp_path, env):
+    log = train(config, tmp_path, env=env)
+    assert 'Parameter groups:' in log
+    metric = 'coco/segm_mAP' if config == DETECTOR else 'mIoU'
+    trained = re.findall(rf'{metric}: ([\d.]+)', log)[-1]
+    shown = tmp_path / 'shown'
+    log = run(
+        *(sys.executable, 'tools/test.py', config, tmp_path / 'iter_6.pth', '--show-dir', shown),
+        *('--work-dir', tmp_path / 'test', '--out', tmp_path / 'predictions.pkl'),
+        env=env,
+    )
+    assert re.findall(rf'{metric}: ([\d.]+)', log)[-1] == trained
+    pictures = [p for p in shown.rglob('*') if p.suffix in ('.png', '.jpg')]
+    assert len(pictures) == 4
+    assert all(cv2.imread(str(p)).std() > 0 for p in pictures)
+    assert (tmp_path / 'predictions.pkl').stat().st_size > 0
+
+
+@pytest.mark.parametrize('config', SHARED)
+def test_stock_tools_run_the_same_configs(config, tmp_path, env):
+    run(sys.executable, STOCK[config] / 'train.py', config, '--work-dir', tmp_path, env=env)
+    options = ('--work-dir', tmp_path / 'test')
+    log = run(sys.executable, STOCK[config] / 'test.py', config, tmp_path / 'iter_6.pth', *options, env=env)
+    assert ('coco/segm_mAP' if config == DETECTOR else 'mIoU') in log
+
+
+@pytest.mark.parametrize('config', SHARED)
+def test_killed_training_resumes_where_it_was(config, tmp_path, env):
+    """Under torch's safe loading: kill -9 in mid-training, then --resume; equal to a run without a kill."""
+    iters = ('--cfg-options', 'train_cfg.max_iters=400', 'train_cfg.val_interval=400')
+    command = [sys.executable, 'tools/train.py', config, '--work-dir', str(tmp_path), *iters]
+    with open(tmp_path / 'log', 'w') as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+        deadline = time.time() + 300
+        while not (tmp_path / 'iter_4.pth').exists() or not (tmp_path / 'last_checkpoint').exists():
+            assert process.poll() is None, (tmp_path / 'log').read_text()[-3000:]
+            assert time.time() < deadline
+            time.sleep(0.2)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    last = Path((tmp_path / 'last_checkpoint').read_text().strip())
+    before = load(last)
+    done = int(re.search(r'iter_(\d+)', last.name)[1])
+    assert before['meta']['iter'] == done
+    assert len(before['optimizer']['state']) == sum(len(g['params']) for g in before['optimizer']['param_groups'])
+    end = done + 2
+    log = train(
+        *(config, tmp_path, '--resume', '--cfg-options', f'train_cfg.max_iters={end}'),
+        f'train_cfg.val_interval={end}',
+        env=env,
+    )
+    assert f'resumed epoch: 0, iter: {done}' in log
+    assert re.findall(r'Iter\(train\) \[ *(\d+)/', log) == [str(done + 1), str(end)]
+    steps = {float(s['step']) for s in load(tmp_path / f'iter_{end}.pth')['optimizer']['state'].values()}
+    assert steps == {float(end)}
+
+
+def free_port() -> str:
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return str(s.getsockname()[1])
+
+
+def test_two_processes_follow_the_loss_curve_of_one(tmp_path, env):
+    """Same images an iteration, no dropout, and norms that do not look across images."""
+    options = (
+        *('--cfg-options', 'custom_imports.imports=[mmhpvit,mean_loss]', 'custom_hooks.0.type=MeanLossHook'),
+        *('model.decode_head.norm_cfg.type=LN2d', 'model.auxiliary_head.norm_cfg.type=LN2d'),
+        *('model.decode_head.norm_cfg.eps=1e-6', 'model.auxiliary_head.norm_cfg.eps=1e-6'),
+        *('model.decode_head.dropout_ratio=0', 'model.auxiliary_head.dropout_ratio=0'),
+    )
+    config = tmp_path / 'segmenter.py'
+    config.write_text(
+        f"_base_ = '{ROOT / SEGMENTER}'\n"
+        "custom_imports = dict(imports=['mmhpvit', 'mean_loss'], allow_failed_imports=False)\n"
+        "custom_hooks = [dict(type='MeanLossHook')]\n"
+        "norm_cfg = dict(type='LN2d')\n"
+        'head = dict(norm_cfg=dict(_delete_=True, **norm_cfg), dropout_ratio=0)\n'
+        'model = dict(decode_head=head, auxiliary_head=head)\n'
+        'train_cfg = dict(max_iters=12, val_interval=100)\n'
+    )
+    del options
+    one, two = tmp_path / 'one', tmp_path / 'two'
+    train(config, one, '--cfg-options', 'train_dataloader.batch_size=4', env=env)
+    log = run(
+        *('bash', 'tools/dist_train.sh', config, '2', '--work-dir', two),
+        *('--cfg-options', 'train_dataloader.batch_size=2'),
+        env={**env, 'PORT': free_port()},
+    )
+    assert 'GPU number: 2' in log
+    a, b = (torch.tensor(json.loads((f / 'losses.json').read_text()), dtype=torch.float64) for f in (one, two))
+    assert len(a) == 12
+    assert a[-1] < a[0]
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize('config', SHARED)
+def test_two_processes_test_as_one_does(config, tmp_path, env):
+    train(config, tmp_path, env=env)
+    results = []
+    for command in (
+        [sys.executable, 'tools/test.py', config, tmp_path / 'iter_6.pth'],
+        ['bash', 'tools/dist_test.sh', config, tmp_path / 'iter_6.pth', '2'],
+    ):
+        log = run(*command, '--work-dir', tmp_path / 'test', env={**env, 'PORT': free_port()})
+        metric = r'coco/bbox_mAP: ([\d.]+)' if config == DETECTOR else r'mIoU: ([\d.]+)'
+        results.append(re.findall(metric, log)[-1])
+    assert results[0] == results[1]
+
+
+def test_slurm_launcher_sets_what_the_training_reads(tmp_path, env):
+    """With a stand-in for srun that starts the tasks here, as srun would on the nodes of a job."""
+    (tmp_path / 'srun').write_text(
+        f'#!{sys.executable}\n'
+        'import os, subprocess, sys\n'
+        'options = [a for a in sys.argv[1:] if a.startswith("--")]\n'
+        'start = next(i for i, a in enumerate(sys.argv) if i and not a.startswith("--"))\n'
+        'tasks = int(next(o for o in options if o.startswith("--ntasks=")).split("=")[1])\n'
+        'assert "--partition=debug" in options and "--job-name=tiny" in options and "--exclusive" in options\n'
+        'runs = [subprocess.Popen(sys.argv[start:], env={**os.environ, "SLURM_PROCID": str(i),\n'
+        '    "SLURM_LOCALID": str(i), "SLURM_NTASKS": str(tasks), "SLURM_NODELIST": "node[1-2]"})\n'
+        '    for i in range(tasks)]\n'
+        'sys.exit(max(run.wait() for run in runs))\n'
+    )
+    (tmp_path / 'scontrol').write_text('#!/bin/sh\necho 127.0.0.1\necho node2\n')
+    for name in ('srun', 'scontrol'):
+        (tmp_path / name).chmod(0o755)
+    env = {**env, 'PATH': f'{tmp_path}:{env["PATH"]}', 'GPUS': '2', 'SRUN_ARGS': '--exclusive'}
+    env = {**env, 'MASTER_PORT': free_port()}
+    log = run('bash', 'tools/slurm_train.sh', 'debug', 'tiny', SEGMENTER, tmp_path / 'w', env=env)
+    assert 'GPU number: 2' in log
+    assert (tmp_path / 'w/iter_6.pth').exists()
+    log = run('bash', 'tools/slurm_test.sh', 'debug', 'tiny', SEGMENTER, tmp_path / 'w/iter_6.pth', env=env)
+    assert 'mIoU' in log
+
+
+@pytest.mark.parametrize(
+    ('command', 'message'),
+    [
+        (['train.py', 'configs/nowhere.py'], "config 'configs/nowhere.py' does not exist"),
+        (
+            ['train.py', 'configs/coco/mask-rcnn_hpvit-b-mae_fpn_8xb2-amp-1x_coco.py'],
+            'needs a GPU.*--cfg-options optim_wrapper.type=OptimWrapper',
+        ),
+        (
+            [
+                *('train.py', 'configs/coco/mask-rcnn_hpvit-b-mae_fpn_8xb2-amp-1x_coco.py'),
+                *('--cfg-options', 'optim_wrapper.type=OptimWrapper', 'train_dataloader.dataset.data_root=no/'),
+            ],
+            r'no/annotations/instances_train2017\.json does not exist.*train_dataloader\.dataset\.data_root',
+        ),
+        (
+            ['train.py', 'configs/ade20k/upernet_hpvit-b-mae_8xb2-160k_ade20k-512x512.py'],
+            'data/ade/ADEChallengeData2016/images/training does not exist',
+        ),
+        (
+            ['train.py', 'configs/cityscapes/upernet_hpvit-b-mae_8xb2-80k_cityscapes-512x1024.py'],
+            'data/cityscapes/leftImg8bit/train does not exist',
+        ),
+        (['train.py', SEGMENTER, '--amp'], 'needs a GPU'),
+        (['train.py', SEGMENTER, '--launcher', 'slurm'], 'SLURM_PROCID is not set'),
+        (['train.py', SEGMENTER, '--launcher', 'pytorch'], 'RANK is not set'),
+        (['test.py', SEGMENTER, 'nowhere.pth'], "checkpoint 'nowhere.pth' does not exist"),
+        (['demo.py', '--weights', 'nowhere.pth'], "--weights 'nowhere.pth' does not exist"),
+    ],
+)
+def test_bad_calls_end_in_one_line_before_anything_starts(command, message, tmp_path, env):
+    if torch.cuda.is_available() and 'GPU' in message:
+        pytest.skip('the message is for machines without a GPU')
+    where = [] if command[0] == 'demo.py' else ['--work-dir', tmp_path / 'w']
+    output = run(sys.executable, f'tools/{command[0]}', *command[1:], *where, env=env, fails=True)
+    assert len(output.strip().split('\n')) == 1, output
+    assert re.search(message, output), output
+    assert not (tmp_path / 'w').exists()
+
+
+def test_auto_scale_lr_follows_the_batch_size(tmp_path, env):
+    log = train(SEGMENTER, tmp_path, '--auto-scale-lr', '--cfg-options', 'train_cfg.max_iters=1', env=env)
+    scaled = 1e-3 * 2 / 16
+    assert f'base_lr: {scaled:.4e}' in log
+
+
+def test_demo_learns_draws_and_says_what_to_type_next(tmp_path, env):
+    output = run(
+        *(sys.executable, 'tools/demo.py', '--iters', '3', '--data', tmp_path / 'shapes'),
+        *('--work-dir', tmp_path / 'work', '--train', '6', '--val', '4', '--allow-any-result'),
+        env=env,
+    )
+    for text in ('RANDOM weights', 'untrained: box AP', 'trained: box AP', '3/3', 'left', 'tools/train.py configs/coco/'):
+        assert text in output
+    picture = cv2.imread(str(tmp_path / 'work/predictions.png'))
+    assert picture.shape[0] >= 2 * 192
