@@ -18,3 +18,13 @@ def allow_mmengine_checkpoints() -> None:
         from numpy.core.multiarray import _reconstruct, scalar
     dtypes = [type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
     torch.serialization.add_safe_globals([HistoryBuffer, np.ndarray, np.dtype, _reconstruct, scalar, *dtypes])
+    HistoryBuffer.__getstate__ = _data_of_history_buffer
+
+
+def _data_of_history_buffer(buffer: HistoryBuffer) -> dict:
+    """What a buffer holds, without its statistics methods.
+
+    mmengine writes those methods too; pickle names a method by ``getattr``, which safe loading rightly
+    refuses. They belong to the class, and ``__setstate__`` puts them back.
+    """
+    return {key: value for key, value in vars(buffer).items() if key != 'statistics_methods'}

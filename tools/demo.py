@@ -23,7 +23,7 @@ from mmengine.runner import Runner
 
 from mmhpvit import load_plain_weights
 
-CONFIG = 'configs/demo/mask-rcnn_hpvit-ti_fpn_shapes.py'
+CONFIG = Path(__file__).resolve().parents[1] / 'configs/demo/mask-rcnn_hpvit-ti_fpn_shapes.py'
 OWN_CONFIG = 'configs/coco/mask-rcnn_hpvit-s-dino_fpn_8xb2-amp-1x_coco.py'
 
 
@@ -35,6 +35,8 @@ def parse_args() -> argparse.Namespace:
         help='plain ViT-Ti/16 weights to start from: a file, or timm to download them (default: random)',
     )
     parser.add_argument('--iters', type=int, default=300, help='training iterations (default: 300)')
+    parser.add_argument('--train', type=int, default=240, help='training pictures (default: 240)')
+    parser.add_argument('--val', type=int, default=40, help='validation pictures (default: 40)')
     parser.add_argument('--data', type=Path, default=Path('data/shapes'), help='default: data/shapes')
     parser.add_argument(
         '--work-dir', type=Path, default=Path('work_dirs/demo'), help='default: work_dirs/demo'
@@ -73,6 +75,8 @@ def build_runner(args: argparse.Namespace) -> Runner:
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         evaluator.ann_file = data + 'annotations/val.json'
     cfg.train_cfg.update(max_iters=args.iters, val_interval=args.iters + 1)
+    warmup = min(30, args.iters // 3)
+    cfg.param_scheduler[0].end = cfg.param_scheduler[1].begin = warmup
     cfg.param_scheduler[1].end = args.iters
     cfg.model.backbone.init_cfg = None
     cfg.work_dir = str(args.work_dir)
@@ -121,8 +125,10 @@ def main() -> None:
     args = parse_args()
     if args.weights not in (None, 'timm') and not Path(args.weights).is_file():
         stop(f'--weights {args.weights!r} does not exist; give a file with ViT-Ti/16 weights, or timm')
-    print(f'[1/4] pictures: 240 to train, 40 to validate, in {args.data} (COCO format)', flush=True)
-    make_shapes(args.data, train=240, val=40, size=192)
+    print(
+        f'[1/4] making {args.train} pictures to train on and {args.val} to validate: {args.data}', flush=True
+    )
+    make_shapes(args.data, args.train, args.val, size=192)
     print('[2/4] model: HPViT-Ti with FPN and Mask R-CNN', flush=True)
     runner = build_runner(args)
     if args.weights:

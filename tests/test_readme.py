@@ -1,0 +1,68 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / 'README.md').read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf'```{language}\n(.*?)```', README, re.DOTALL)
+
+
+def test_links_and_tools_exist():
+    links = [link for link in re.findall(r'\]\(([^)]+)\)', README) if not link.startswith('http')]
+    tools = re.findall(r'\btools/\w+\.(?:sh|py)', README)
+    assert len(links) >= 6
+    assert len(tools) >= 8
+    assert [name for name in (*links, *tools) if not (ROOT / name).exists()] == []
+
+
+def test_config_snippet_builds_in_a_stock_config(tmp_path):
+    (snippet,) = blocks('python')
+    config = tmp_path / 'own.py'
+    bases = ('models/mask-rcnn_r50_fpn', 'datasets/coco_instance', 'schedules/schedule_1x', 'default_runtime')
+    config.write_text(f'_base_ = {[f"mmdet::_base_/{base}.py" for base in bases]}\n{snippet}')
+    cfg = Config.fromfile(config)
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    assert type(model.backbone).__name__ == 'HPViT'
+    assert cfg.optim_wrapper.constructor == 'LayerIdDecayConstructor'
+
+
+def test_model_list_snippet_runs():
+    (code,) = re.findall(r'`python -c "(import timm[^"]+)"`', README)
+    output = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
+    assert 'vit_base_patch16_224.mae' in output
+
+
+def test_ci_runs_the_test_command():
+    assert 'tools/run_tests.sh' in (ROOT / '.ci/run').read_text()
+
+
+@pytest.mark.slow
+def test_installing_pulls_in_nothing_that_replaces_the_users_stack():
+    """The wheel asks for timm alone, and pip would add nothing else to this environment."""
+    command = [sys.executable, '-m', 'pip', 'install', '--dry-run', '--no-build-isolation', '--no-input', '.']
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    would = re.findall(r'Would install (.+)', output)
+    assert all(re.fullmatch(r'mmhpvit-[\d.]+', name) for line in would for name in line.split()), would
+    names = {re.split(r'[<>=]', line)[0] for line in (ROOT / 'requirements/runtime.txt').read_text().split()}
+    assert names == {'timm'}
+
+
+def test_picture_is_what_its_script_draws():
+    sys.path.insert(0, str(ROOT / 'docs'))
+    try:
+        import architecture
+    finally:
+        sys.path.pop(0)
+    assert architecture.draw() == (ROOT / 'docs/architecture.svg').read_text()
