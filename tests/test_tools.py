@@ -17,6 +17,8 @@ import mmseg
 import pytest
 import torch
 
+import mmhpvit  # noqa: F401 (allows mmengine's checkpoints)
+
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 DETECTOR, SEGMENTER = 'tests/configs/tiny_detector.py', 'tests/configs/tiny_segmenter.py'

@@ -6,6 +6,8 @@ draws predictions into ``work_dirs/demo/predictions.png``.
 """
 
 import argparse
+import contextlib
+import io
 import sys
 import time
 from pathlib import Path
@@ -15,7 +17,6 @@ import numpy as np
 import torch
 from launch import stop
 from make_shapes import make_shapes
-from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -70,22 +71,23 @@ class ProgressLine(Hook):
 def build_runner(args: argparse.Namespace) -> Runner:
     cfg = Config.fromfile(CONFIG)
     data = f'{args.data}/'
-    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+    for loader in (cfg.train_dataloader, cfg.test_dataloader):
         loader.dataset.data_root = data
-    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
-        evaluator.ann_file = data + 'annotations/val.json'
-    cfg.train_cfg.update(max_iters=args.iters, val_interval=args.iters + 1)
+    cfg.test_evaluator.ann_file = data + 'annotations/val.json'
+    cfg.train_cfg.max_iters = args.iters
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     warmup = min(30, args.iters // 3)
     cfg.param_scheduler[0].end = cfg.param_scheduler[1].begin = warmup
     cfg.param_scheduler[1].end = args.iters
     cfg.model.backbone.init_cfg = None
     cfg.work_dir = str(args.work_dir)
-    cfg.log_level = 'WARNING'
+    cfg.log_level = 'ERROR'
     return Runner.from_cfg(cfg)
 
 
 def evaluate(runner: Runner, name: str) -> float:
-    metrics = runner.test()
+    with contextlib.redirect_stdout(io.StringIO()):
+        metrics = runner.test()
     ap = {kind: 100 * metrics[f'coco/{kind}_mAP'] for kind in ('bbox', 'segm')}
     print(f'  {name}: box AP {ap["bbox"]:.1f}, mask AP {ap["segm"]:.1f}')
     return ap['segm']
@@ -93,28 +95,20 @@ def evaluate(runner: Runner, name: str) -> float:
 
 @torch.no_grad()
 def draw(runner: Runner, path: Path, count: int = 6) -> None:
-    """Tile the first validation images: as annotated above, as predicted below."""
+    """Tile the first validation pictures: as annotated above, as predicted below."""
     model, dataset = runner.model.eval(), runner.test_dataloader.dataset
     painter = DetLocalVisualizer()
-    painter.dataset_meta = dict(dataset.metainfo, palette='random')
+    painter.dataset_meta = dict(
+        dataset.metainfo, palette=[(255, 80, 0), (0, 90, 255), (0, 170, 60), (230, 0, 200)]
+    )
     columns = []
     for item in (dataset[i] for i in range(min(count, len(dataset)))):
-        batch = dict(inputs=[item['inputs']], data_samples=[item['data_samples']])
-        truth = DetDataSample(gt_instances=item['data_samples'].gt_instances)
-        prediction = model.test_step(batch)[0]
-        prediction.gt_instances = truth.gt_instances
-        image = item['inputs'].permute(1, 2, 0).numpy()[..., ::-1]
-        image = cv2.resize(image, None, fx=1, fy=1)
+        image = np.ascontiguousarray(item['inputs'].permute(1, 2, 0).numpy()[..., ::-1])
+        sample = model.test_step(dict(inputs=[item['inputs']], data_samples=[item['data_samples']]))[0]
         rows = []
-        for sample, kind in ((truth, 'gt'), (prediction, 'pred')):
-            painter.add_datasample(
-                'picture',
-                image.copy(),
-                sample,
-                draw_gt=kind == 'gt',
-                draw_pred=kind == 'pred',
-                pred_score_thr=0.5,
-            )
+        for truth in (True, False):
+            options = dict(draw_gt=truth, draw_pred=not truth, pred_score_thr=0.5)
+            painter.add_datasample('picture', image, sample, **options)
             rows.append(painter.get_image())
         columns.append(np.vstack(rows))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,11 +140,11 @@ def main() -> None:
     picture = args.work_dir / 'predictions.png'
     draw(runner, picture)
     print(f'  annotated above, predicted below: {picture}')
-    if trained <= untrained:
-        stop(f'mask AP {trained:.1f} after training is not above {untrained:.1f} before')
     amp = '' if torch.cuda.is_available() else ' --cfg-options optim_wrapper.type=OptimWrapper'
     print('Next, on COCO (linked as data/coco, or any folder in its format):')
     print(f'  {sys.executable} tools/train.py {OWN_CONFIG}{amp}')
+    if trained <= untrained:
+        stop(f'mask AP {trained:.1f} after training is not above {untrained:.1f} before')
 
 
 if __name__ == '__main__':
