@@ -107,7 +107,7 @@ def draw(runner: Runner, path: Path, count: int = 6) -> None:
         sample = model.test_step(dict(inputs=[item['inputs']], data_samples=[item['data_samples']]))[0]
         rows = []
         for truth in (True, False):
-            options = dict(draw_gt=truth, draw_pred=not truth, pred_score_thr=0.5)
+            options = dict(draw_gt=truth, draw_pred=not truth, pred_score_thr=0.3)
             painter.add_datasample('picture', image, sample, **options)
             rows.append(painter.get_image())
         columns.append(np.vstack(rows))
