@@ -132,7 +132,8 @@ def build_mmcv(version: str, out: Path) -> Path:
         )
         archive = next(folder.glob('mmcv-*.tar.gz'))
         with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter='data')
+            # Python before 3.10.12 and 3.11.4 has no filters.
+            tar.extractall(folder, **({'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}))
         sources = folder / archive.name.removesuffix('.tar.gz')
         env = {
             **os.environ,
