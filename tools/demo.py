@@ -126,7 +126,10 @@ def main() -> None:
     print('[2/4] model: HPViT-Ti with FPN and Mask R-CNN', flush=True)
     runner = build_runner(args)
     if args.weights:
-        print(load_plain_weights(runner.model.backbone, None if args.weights == 'timm' else args.weights))
+        try:
+            print(load_plain_weights(runner.model.backbone, None if args.weights == 'timm' else args.weights))
+        except (OSError, ValueError) as error:
+            stop(str(error))
     else:
         print('  from RANDOM weights: with --weights FILE or --weights timm it learns much faster')
     untrained = evaluate(runner, 'untrained')
