@@ -2,9 +2,11 @@
 """Reading a checkpoint of a plain ViT as a flat dict of tensors, without executing anything in it."""
 
 import argparse
+import hashlib
 import os
 import pickle
 import re
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -14,9 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-# Where training scripts keep the weights. DINO's teacher is the network that it evaluates and releases.
-_WRAPPERS = ('model', 'state_dict', 'teacher', 'module')
-_HASH = re.compile(r'-([a-f0-9]{8,64})\.')
+# Where training scripts keep the weights. DINO's teacher is the network that it evaluates and releases;
+# I-JEPA's encoder is the one that sees images.
+_WRAPPERS = ('model', 'state_dict', 'teacher', 'encoder', 'module')
+# A hash in a file name, as torch hub has it; eight digits alone are a date.
+_HASH = re.compile(r'-(?!\d{8}\.)([a-f0-9]{8,64})\.')
 
 
 def read_checkpoint(location: str) -> dict[str, Tensor]:
@@ -36,14 +40,25 @@ def read_checkpoint(location: str) -> dict[str, Tensor]:
             it is read; the message says which.
         OSError: A download that failed.
     """
+    path = local_file(location)
+    content = _load_safetensors(path) if path.suffix == '.safetensors' else _load_pickle(path)
+    return _strip_module(_unwrap(content, location))
+
+
+def local_file(location: str) -> Path:
+    """The file of a path or URL, downloaded where it must be.
+
+    Raises:
+        FileNotFoundError: No such file.
+        OSError: A download that failed.
+    """
     path = _download(location) if location.startswith(('http://', 'https://')) else Path(location)
     if not path.is_file():
         raise FileNotFoundError(
             f'checkpoint {location!r} does not exist (looked from {Path.cwd()}); give the path of a file, '
             'a URL, or leave checkpoint out for the weights that timm has of this model'
         )
-    content = _load_safetensors(path) if path.suffix == '.safetensors' else _load_pickle(path)
-    return _strip_module(_unwrap(content, location))
+    return path
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -56,14 +71,8 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _load_pickle(path: Path) -> object:
-    if path.suffix == '.npz':
-        raise ValueError(
-            f'checkpoint {str(path)!r}: .npz files are not read; timm has the same weights as .safetensors '
-            '(leave checkpoint out), or load it in timm and save the state_dict'
-        )
     try:
-        # Namespaces are how DINO, DeiT and MAE keep their command line; they are data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with _namespaces_allowed():
             return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = re.search(r'(?:GLOBAL|global:?) ([\w.]+)', str(error))
@@ -74,9 +83,16 @@ def _load_pickle(path: Path) -> object:
                 'its state_dict, then give that file'
             ) from error
         raise ValueError(f'checkpoint {str(path)!r} is no PyTorch file{_AGAIN}') from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # damaged bytes fail anywhere in the reader, with any exception
         reason = str(error).split('\n')[0][:120] or type(error).__name__
         raise ValueError(f'checkpoint {str(path)!r} cannot be read ({reason}){_AGAIN}') from error
+
+
+def _namespaces_allowed() -> AbstractContextManager:
+    """Namespaces are how DINO, DeiT and MAE keep their command line in a file; they are data."""
+    if hasattr(torch.serialization, 'safe_globals'):
+        return torch.serialization.safe_globals([argparse.Namespace])
+    return nullcontext()
 
 
 _AGAIN = '; it may be cut off or not a checkpoint at all: download it again and compare its size'
@@ -105,7 +121,9 @@ def _strip_module(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _download(url: str) -> Path:
     """Fetch a URL into torch hub's cache, one process a machine, under a temporary name until it is whole."""
-    path = Path(torch.hub.get_dir(), 'checkpoints', os.path.basename(urlparse(url).path))
+    # Many models share a file name such as model.safetensors, so the address is part of the name here.
+    name = f'{hashlib.sha256(url.encode()).hexdigest()[:12]}_{os.path.basename(urlparse(url).path)}'
+    path = Path(torch.hub.get_dir(), 'checkpoints', name)
     if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         known = _HASH.search(path.name)

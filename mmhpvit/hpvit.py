@@ -13,6 +13,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, cat, nn
 from torch.utils.checkpoint import checkpoint
 
+from .drop_path import drop_whole_images, run_block
 from .embed import PATCH_KERNELS, PatchEmbedding, power_of_two_patch
 from .layouts import LAYOUTS, partition, restore
 from .plain import PREFIX_TOKENS, build_plain_vit
@@ -67,7 +68,8 @@ class HPViT(BaseModule):
         out_indices: Which levels to return, 0 for 1/4 to 3 for 1/32, and in which order. Default: all.
             What lies behind the last of them is not built.
         frozen_stages: -1 (default) freezes nothing, 0 the embedding, i the embedding and i stages.
-        drop_path_rate: Stochastic depth of the last block, growing linearly from 0. Default: 0.
+        drop_path_rate: Stochastic depth of the last block, growing linearly from 0; drawn once an image.
+            Default: 0.
         with_cp: Recompute the blocks in the backward pass instead of keeping their activations.
         init_cfg: Weight initialiser, ``dict(type='PlainViT', checkpoint=...)`` for pre-trained weights.
 
@@ -121,6 +123,8 @@ class HPViT(BaseModule):
         self.pos_drop = vit.pos_drop
         self.norm_pre = vit.norm_pre
         self.blocks = nn.ModuleList(vit.blocks[: self.stages[-1].stop])
+        for block in self.blocks:
+            drop_whole_images(block)
         self.pools = nn.ModuleList(build_pooling(pooling, self.embed_dims) for _ in self.stages[1:])
         norm = nn.LayerNorm(self.embed_dims, eps=1e-6) if isinstance(vit.norm, nn.Identity) else vit.norm
         self.out_norms = nn.ModuleDict({str(i): deepcopy(norm) for i in sorted(self.out_indices)})
@@ -209,7 +213,7 @@ class HPViT(BaseModule):
                 group = cat([prefix[:, None].expand(b, n, p, c), group], dim=2)
             x = group.flatten(0, 1)
             for block in blocks:
-                x = checkpoint(block, x, use_reentrant=False) if self._recompute else block(x)
+                x = self._run_block(block, x, b)
             x = x.unflatten(0, (b, n))
             prefixes.append(x[:, :, :p])
             groups.append(x[:, :, p:])
@@ -218,9 +222,10 @@ class HPViT(BaseModule):
             prefix = (prefixes[0] if len(prefixes) == 1 else cat(prefixes, dim=1)).mean(dim=1)
         return tokens, prefix
 
-    @property
-    def _recompute(self) -> bool:
-        return self.with_cp and self.training
+    def _run_block(self, block: nn.Module, x: Tensor, images: int) -> Tensor:
+        if self.with_cp and self.training:
+            return checkpoint(run_block, block, x, images, use_reentrant=False)
+        return run_block(block, x, images)
 
     @property
     def num_layer_ids(self) -> int:
@@ -270,7 +275,8 @@ class HPViT(BaseModule):
             if i >= self.frozen_stages:
                 break
             frozen += self.blocks[stage.start : stage.stop]
-            frozen += [self.out_norms[str(i)]] if i in self.out_indices else []
+            levels = range(i + 1) if i == self.first_stage else (i,)
+            frozen += [self.out_norms[str(j)] for j in levels if j in self.out_indices]
             frozen += [self.pools[i - self.first_stage - 1]] if i > self.first_stage else []
         for module in frozen:
             module.eval()
@@ -286,7 +292,7 @@ def _upsample(tokens: Tensor, scale: int, size: tuple[int, int]) -> Tensor:
 def _check_depths(depths: Sequence[int] | None, num_blocks: int, plain: str) -> tuple[int, ...]:
     if depths is None:
         return default_depths(num_blocks)
-    depths = tuple(depths)
+    depths = _as_tuple('depths', depths)
     if len(depths) != len(STRIDES) or any(not isinstance(d, int) or d < 0 for d in depths):
         raise ValueError(f'depths={depths}: expected {len(STRIDES)} numbers of blocks, none negative')
     if sum(depths) != num_blocks:
@@ -298,7 +304,7 @@ def _check_depths(depths: Sequence[int] | None, num_blocks: int, plain: str) -> 
 
 
 def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
-    out_indices = tuple(out_indices)
+    out_indices = _as_tuple('out_indices', out_indices)
     levels = range(len(STRIDES))
     if not out_indices or len(set(out_indices)) < len(out_indices) or not set(out_indices) <= set(levels):
         raise ValueError(f'out_indices={out_indices}: expected different levels out of {tuple(levels)}')
@@ -306,13 +312,19 @@ def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
 
 
 def _check_frozen_stages(frozen_stages: int) -> int:
-    if not -1 <= frozen_stages <= len(STRIDES):
-        raise ValueError(f'frozen_stages={frozen_stages}: expected -1 (none) to {len(STRIDES)} (all)')
+    if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= len(STRIDES):
+        raise ValueError(f'frozen_stages={frozen_stages!r}: expected -1 (none) to {len(STRIDES)} (all)')
     return frozen_stages
 
 
+def _as_tuple(option: str, value) -> tuple:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f'{option}={value!r}: expected a list or tuple')
+    return tuple(value)
+
+
 def _for_each_stage(option: str, value, kind: type) -> tuple:
-    values = (value,) * len(STRIDES) if isinstance(value, kind) else tuple(value)
+    values = (value,) * len(STRIDES) if isinstance(value, kind) else _as_tuple(option, value)
     if len(values) != len(STRIDES) or any(not isinstance(v, kind) for v in values):
         raise ValueError(
             f'{option}={value!r}: expected a {kind.__name__}, or {len(STRIDES)} of them, one a stage'

@@ -28,7 +28,8 @@ class LayerIdDecayConstructor(DefaultOptimWrapperConstructor):
             replacing the exemption from weight decay where it is given. The longest match counts.
 
     Raises:
-        ValueError: No or a wrong ``decay_rate``, or an unknown key in ``paramwise_cfg`` (when built); a
+        ValueError: No or a wrong ``decay_rate``, an unknown key in ``paramwise_cfg``, an optimizer without
+            ``lr`` or ``weight_decay`` (when built); a
             model without a module that has ``layer_id`` (when called).
     """
 
@@ -46,6 +47,11 @@ class LayerIdDecayConstructor(DefaultOptimWrapperConstructor):
                 "expected 'decay_rate' and 'custom_keys'"
             )
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
+        if self.base_lr is None or self.base_wd is None:
+            raise ValueError(
+                f'optim_wrapper.optimizer has lr={self.base_lr} and weight_decay={self.base_wd}; '
+                f'{type(self).__name__} scales both, so give both'
+            )
         self.decay_rate = float(decay_rate)
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
@@ -89,7 +95,7 @@ class LayerIdDecayConstructor(DefaultOptimWrapperConstructor):
                 scale *= custom_keys[key].get('lr_mult', 1.0)
                 decay_scale = custom_keys[key].get('decay_mult', decay_scale)
                 break
-        return self.base_lr * scale, (self.base_wd or 0.0) * decay_scale
+        return self.base_lr * scale, self.base_wd * decay_scale
 
     def _log(self, groups: list[dict]) -> None:
         lines = [

@@ -1,6 +1,7 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """The plain ViT that a backbone is made from: built by timm, and checked to be one that can be used."""
 
+from contextlib import nullcontext
 from difflib import get_close_matches
 
 import timm
@@ -25,6 +26,10 @@ def build_plain_vit(name: str, drop_path_rate: float = 0.0, device: str | None =
         ValueError: A name that timm does not know, or a model that is not a plain ViT whose blocks act
             alike at any position; the message names the model and the reason.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"plain={name!r}: expected a timm model name, such as 'vit_base_patch16_224.mae'")
+    if not 0 <= drop_path_rate < 1:
+        raise ValueError(f'drop_path_rate={drop_path_rate}: expected a probability, at least 0 and below 1')
     base, _, tag = name.partition('.')
     if not timm.is_model(base):
         raise ValueError(f'plain={name!r}: timm {timm.__version__} has no such model{_suggest(base)}')
@@ -37,7 +42,7 @@ def build_plain_vit(name: str, drop_path_rate: float = 0.0, device: str | None =
 
 def _create(name: str, drop_path_rate: float, device: str | None) -> nn.Module:
     # global_pool='' makes timm place the final norm before the pooling, where a map of tokens has it.
-    with torch.device(device or torch.get_default_device()):
+    with torch.device(device) if device else nullcontext():
         try:
             return timm.create_model(name, num_classes=0, global_pool='', drop_path_rate=drop_path_rate)
         except (TypeError, AssertionError, ValueError, RuntimeError) as error:
@@ -60,6 +65,8 @@ def _check_plain_vit(name: str, vit: nn.Module) -> None:
         reason = (
             f'it is a hybrid: its patch embedding is a {type(vit.patch_embed).__name__}, not one convolution'
         )
+    elif 'radio' in name:
+        reason = 'RADIO crops and resizes its position embedding in a way of its own'
     elif vit.patch_embed.patch_size[0] != vit.patch_embed.patch_size[1]:
         reason = f'its patches are not square ({vit.patch_embed.patch_size})'
     if reason:

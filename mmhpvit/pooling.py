@@ -5,7 +5,6 @@ Both kinds start from the same function, the average over each 2x2 cell. At an o
 last cell is incomplete and is averaged over the tokens that it has.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,8 +22,10 @@ class AvgPooling(nn.Module):
 class ConvPooling(nn.Conv2d):
     """2x2 convolution with stride 2: (B, H, W, C) to (B, ceil(H/2), ceil(W/2), C).
 
-    Initialised to the average of the cell (each tap is a quarter of the identity, no bias), so that a
-    network with freshly inserted convolutions computes what it computes with :class:`AvgPooling`.
+    Held as the average of the cell plus a convolution that starts at zero, so that a network with freshly
+    inserted poolings computes exactly what it computes with :class:`AvgPooling`, at any precision: under
+    autocast only the learned part is in half precision, and the tokens that pass through are not rounded.
+    Weight decay pulls towards the average.
 
     Args:
         channels: Number of channels C.
@@ -34,10 +35,8 @@ class ConvPooling(nn.Conv2d):
         super().__init__(channels, channels, kernel_size=2, stride=2)
 
     def reset_parameters(self) -> None:
-        with torch.no_grad():
-            quarter = torch.eye(self.out_channels, dtype=self.weight.dtype, device=self.weight.device) / 4
-            self.weight.copy_(quarter[:, :, None, None].expand_as(self.weight))
-            self.bias.zero_()
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         _, h, w, _ = x.shape
@@ -45,7 +44,7 @@ class ConvPooling(nn.Conv2d):
         if h % 2 or w % 2:
             # Repeating the last token makes an incomplete cell's average that of the tokens it has.
             x = F.pad(x, (0, w % 2, 0, h % 2), mode='replicate')
-        return super().forward(x).permute(0, 2, 3, 1)
+        return (F.avg_pool2d(x, 2) + super().forward(x)).permute(0, 2, 3, 1)
 
 
 def build_pooling(kind: str, channels: int) -> nn.Module:

@@ -12,13 +12,23 @@ def allow_mmengine_checkpoints() -> None:
     torch >= 2.6 loads tensors and plain containers only, unless a class is allowed by name. mmengine's
     message hub keeps its scalars in :class:`mmengine.logging.HistoryBuffer`, which holds numpy arrays.
     """
+    HistoryBuffer.__getstate__ = _data_of_history_buffer
+    version = tuple(int(part) for part in torch.__version__.split('.')[:2])
+    if version < (2, 6):  # loads without asking by default
+        return
     try:
         from numpy._core.multiarray import _reconstruct, scalar
     except ImportError:  # numpy < 2
         from numpy.core.multiarray import _reconstruct, scalar
-    dtypes = [type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
-    torch.serialization.add_safe_globals([HistoryBuffer, np.ndarray, np.dtype, _reconstruct, scalar, *dtypes])
-    HistoryBuffer.__getstate__ = _data_of_history_buffer
+    kinds = (np.float64, np.float32, np.float16, np.int64, np.int32, np.uint8, np.bool_)
+    # numpy 1 and 2 write the same two functions under different names; read what either wrote.
+    functions = [
+        (function, f'numpy.{core}.multiarray.{function.__name__}')
+        for function in (_reconstruct, scalar)
+        for core in ('core', '_core')
+    ]
+    dtypes = [type(np.dtype(kind)) for kind in kinds]
+    torch.serialization.add_safe_globals([HistoryBuffer, np.ndarray, np.dtype, *dtypes, *functions])
 
 
 def _data_of_history_buffer(buffer: HistoryBuffer) -> dict:

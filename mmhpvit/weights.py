@@ -2,6 +2,7 @@
 """Loading the weights of a plain ViT into a backbone made from it, with a report and without guessing."""
 
 import re
+import zipfile
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +13,7 @@ from timm.models import load_state_dict_from_hf
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from .checkpoint import read_checkpoint
+from .checkpoint import local_file, read_checkpoint
 from .embed import resize_kernel
 from .plain import build_plain_vit
 
@@ -76,7 +77,7 @@ def load_plain_weights(backbone: nn.Module, checkpoint: str | None = None) -> Lo
     """
     plain = build_plain_vit(backbone.plain)
     source = checkpoint or f"timm's weights of {backbone.plain}"
-    raw = read_checkpoint(checkpoint) if checkpoint else _timm_weights(plain, backbone.plain)
+    raw = _read(checkpoint, plain, backbone.plain) if checkpoint else _timm_weights(plain, backbone.plain)
     report = LoadReport(source, backbone.plain)
     raw = _keep_backbone(raw, report)
     raw = _drop_heads(raw, report)
@@ -84,8 +85,23 @@ def load_plain_weights(backbone: nn.Module, checkpoint: str | None = None) -> Lo
     weights = _to_timm_names(raw, plain, source)
     _check_geometry(weights, plain, report)
     _check_names(weights, plain, report)
-    _copy(weights, shapes, backbone, report)
+    _copy(weights, shapes, plain, backbone, report)
     return report
+
+
+def _read(checkpoint: str, plain: VisionTransformer, name: str) -> dict[str, Tensor]:
+    if not checkpoint.endswith('.npz'):
+        return read_checkpoint(checkpoint)
+    path = local_file(checkpoint)
+    try:
+        # The original AugReg format; timm reads it with numpy, pickles not allowed, straight into its model.
+        plain.load_pretrained(str(path))
+    except (ValueError, KeyError, RuntimeError, OSError, zipfile.BadZipFile) as error:
+        reason = str(error).split('\n')[0]
+        raise ValueError(
+            f'checkpoint {checkpoint!r} is no .npz file of a ViT that fits plain={name!r} ({reason})'
+        ) from error
+    return plain.state_dict()
 
 
 def _timm_weights(plain: VisionTransformer, name: str) -> dict[str, Tensor]:
@@ -183,6 +199,7 @@ def _check_names(weights: dict[str, Tensor], plain: VisionTransformer, report: L
 def _copy(
     weights: dict[str, Tensor],
     shapes: dict[str, tuple[int, ...]],
+    plain: VisionTransformer,
     backbone: nn.Module,
     report: LoadReport,
 ) -> None:
@@ -200,11 +217,20 @@ def _copy(
             with torch.no_grad():
                 own[target].copy_(tensor)
             taken.add(target)
-            if name in (_KERNEL, _POSITIONS) and shapes.get(name, tensor.shape) != tuple(own[name].shape):
+            special = name in (_KERNEL, _POSITIONS) and name in shapes
+            if special and _was_resized(name, shapes[name], own[name], plain):
                 report.resized.append((name, shapes[name], tuple(own[name].shape)))
             else:
                 report.loaded.append(target)
     report.new = [name for name in own if name not in taken]
+
+
+def _was_resized(name: str, old: tuple[int, ...], own: Tensor, plain: VisionTransformer) -> bool:
+    if name == _KERNEL:
+        return old != tuple(own.shape)
+    # Positions of prefix tokens may come along or not; what counts is the grid.
+    grid = plain.patch_embed.num_patches
+    return name == _POSITIONS and not grid <= old[1] <= grid + plain.num_prefix_tokens + 1
 
 
 def _why_not_built(name: str) -> str:

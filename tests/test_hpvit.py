@@ -232,6 +232,11 @@ def test_frozen_stages(frozen_stages):
         assert trained == set()
 
 
+def test_freezing_all_stages_freezes_the_norms_of_upsampled_levels_too():
+    backbone = HPViT(TINY, depths=(0, 2, 2, 0), frozen_stages=4)
+    assert not [n for n, p in backbone.named_parameters() if p.requires_grad]
+
+
 def test_drop_path_grows_linearly_over_the_blocks():
     backbone = HPViT(TINY, depths=(1, 1, 1, 1), drop_path_rate=0.3)
     rates = [getattr(b.drop_path1, 'drop_prob', 0.0) for b in backbone.blocks]
@@ -284,6 +289,12 @@ def test_unknown_parameter_names_have_no_layer_id(name):
         (dict(out_indices=()), r'out_indices=\(\)'),
         (dict(out_indices=(1, 1)), r'\(1, 1\)'),
         (dict(frozen_stages=5), r'frozen_stages=5'),
+        (dict(frozen_stages='all'), r"frozen_stages='all'"),
+        (dict(depths=4), r'depths=4: expected a list or tuple'),
+        (dict(out_indices=3), r'out_indices=3: expected a list or tuple'),
+        (dict(attention=None), r'attention=None: expected a list or tuple'),
+        (dict(drop_path_rate=1.5), r'drop_path_rate=1\.5'),
+        (dict(plain=None), r'plain=None'),
         (dict(plain='tiny_patch61'), r'tiny_patch16'),
     ],
 )
@@ -327,7 +338,28 @@ def test_regions_are_cut_from_the_right_places(backbone, norm_cfg):
             assert torch.equal(regions, expected)
 
 
-def test_autocast_runs():
-    with torch.autocast('cpu', dtype=torch.bfloat16):
-        outs = HPViT(TINY)(torch.randn(1, 3, 64, 64))
-    assert all(o.isfinite().all() for o in outs)
+@pytest.mark.parametrize('plain', [TINY, 'tiny_no_class'])
+def test_autocast_keeps_the_tokens_that_pass_through_in_float32(plain):
+    images, maps = torch.randn(1, 3, 64, 64), {}
+    for pooling in ('conv', 'avg'):
+        torch.manual_seed(0)
+        backbone = HPViT(plain, pooling=pooling).eval()
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            maps[pooling] = backbone(images)
+    for conv, avg in zip(maps['conv'], maps['avg'], strict=True):
+        assert conv.dtype == avg.dtype == torch.float32
+        assert torch.equal(conv, avg)
+
+
+def test_stochastic_depth_drops_whole_images():
+    backbone = HPViT(TINY, depths=(4, 0, 0, 0), out_indices=(0,), drop_path_rate=0.6, keep_prefix=False)
+    last = backbone.blocks[-1]
+    seen = []
+    last.drop_path2.register_forward_hook(lambda module, args, out: seen.append((args[0], out)))
+    backbone.train()(torch.randn(8, 3, 32, 32))
+    branch, out = seen[0]
+    assert branch.shape[0] == 8 * 16
+    ratio = (out / branch).unflatten(0, (8, 16)).flatten(1)
+    assert {round(r, 3) for r in ratio.mean(1).tolist()} == {0.0, 2.5}
+    assert ratio.std(1).max() < 1e-5
+    assert torch.equal(last.drop_path2.eval()(branch), branch)

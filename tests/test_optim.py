@@ -116,6 +116,14 @@ def test_decay_rate_must_be_given_and_sensible(rate):
         LayerIdDecayConstructor(config(), dict(decay_rate=rate))
 
 
+@pytest.mark.parametrize('missing', ['lr', 'weight_decay'])
+def test_the_optimiser_must_say_what_is_scaled(missing):
+    cfg = config()
+    del cfg['optimizer'][missing]
+    with pytest.raises(ValueError, match=f'{missing}=None'):
+        LayerIdDecayConstructor(cfg, dict(decay_rate=0.5))
+
+
 def test_unknown_settings_are_refused():
     with pytest.raises(ValueError, match='num_layers'):
         LayerIdDecayConstructor(config(), dict(decay_rate=0.5, num_layers=12))

@@ -18,6 +18,7 @@ USABLE = {
     'flexivit_small': 12,
 }
 REFUSED = {
+    'vit_base_patch16_radio_v3': 'RADIO',
     'resnet50': 'not a plain Vision Transformer',
     'swin_tiny_patch4_window7_224': 'not a plain Vision Transformer',
     'vit_base_r50_s16_224': 'hybrid',

@@ -1,8 +1,10 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 import argparse
+import contextlib
 import os
 import pickle
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -11,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import mmhpvit.checkpoint
 import mmhpvit.weights
 from mmhpvit import HPViT, PlainViTPyramid, load_plain_weights
+from mmhpvit.checkpoint import read_checkpoint
 
 TINY = 'tiny_patch16'
 
@@ -108,6 +111,7 @@ def test_dinov2_files(name, tmp_path):
     report = load_plain_weights(backbone, str(tmp_path / 'dinov2.pth'))
     assert_equal_features(backbone, vit)
     assert report.dropped == [('mask_token', 'mask token of the pre-training')]
+    assert report.resized == []
 
 
 def test_deit3_files(tmp_path):
@@ -120,6 +124,41 @@ def test_deit3_files(tmp_path):
     torch.save({'model': weights}, tmp_path / 'deit3.pth')
     backbone = PlainViTPyramid('tiny_layerscale')
     load_plain_weights(backbone, str(tmp_path / 'deit3.pth'))
+    assert_equal_features(backbone, vit)
+
+
+def test_original_augreg_files(tmp_path):
+    """The .npz files of Google's vision_transformer repository."""
+    vit, arrays = timm_model(), {}
+    state = {k: v.numpy() for k, v in vit.state_dict().items()}
+    arrays['embedding/kernel'] = state['patch_embed.proj.weight'].transpose(2, 3, 1, 0)
+    arrays['embedding/bias'] = state['patch_embed.proj.bias']
+    arrays['cls'] = state['cls_token']
+    arrays['Transformer/posembed_input/pos_embedding'] = state['pos_embed']
+    arrays['Transformer/encoder_norm/scale'] = state['norm.weight']
+    arrays['Transformer/encoder_norm/bias'] = state['norm.bias']
+    for i in range(4):
+        ours, theirs = f'blocks.{i}', f'Transformer/encoderblock_{i}'
+        attention = f'{theirs}/MultiHeadDotProductAttention_1'
+        qkv = zip(
+            ('query', 'key', 'value'),
+            *(state[f'{ours}.attn.qkv.{p}'].reshape(3, 48, -1) for p in ('weight', 'bias')),
+            strict=True,
+        )
+        for name, weight, bias in qkv:
+            arrays[f'{attention}/{name}/kernel'] = weight.T.reshape(48, 3, 16)
+            arrays[f'{attention}/{name}/bias'] = bias.reshape(3, 16)
+        arrays[f'{attention}/out/kernel'] = state[f'{ours}.attn.proj.weight'].T.reshape(3, 16, 48)
+        arrays[f'{attention}/out/bias'] = state[f'{ours}.attn.proj.bias']
+        for norm, layer in (('norm1', 'LayerNorm_0'), ('norm2', 'LayerNorm_2')):
+            arrays[f'{theirs}/{layer}/scale'] = state[f'{ours}.{norm}.weight']
+            arrays[f'{theirs}/{layer}/bias'] = state[f'{ours}.{norm}.bias']
+        for fc, dense in (('fc1', 'Dense_0'), ('fc2', 'Dense_1')):
+            arrays[f'{theirs}/MlpBlock_3/{dense}/kernel'] = state[f'{ours}.mlp.{fc}.weight'].T
+            arrays[f'{theirs}/MlpBlock_3/{dense}/bias'] = state[f'{ours}.mlp.{fc}.bias']
+    np.savez(tmp_path / 'augreg.npz', **arrays)
+    backbone = PlainViTPyramid(TINY)
+    load_plain_weights(backbone, str(tmp_path / 'augreg.npz'))
     assert_equal_features(backbone, vit)
 
 
@@ -219,11 +258,33 @@ def test_urls_go_to_the_cache_once(monkeypatch, tmp_path):
 
     monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
-    url, backbone = 'https://example.org/weights-0123abcd.pth?download=1', PlainViTPyramid(TINY)
-    load_plain_weights(backbone, url)
-    load_plain_weights(backbone, url)
-    assert calls == [(url, '0123abcd')]
+    backbone = PlainViTPyramid(TINY)
+    first = 'https://example.org/mae/model-0123abcd.pth?download=1'
+    load_plain_weights(backbone, first)
+    load_plain_weights(backbone, first)
+    assert calls == [(first, '0123abcd')]
     assert_equal_features(backbone, vit)
+    # Another address with the same file name is another file; eight digits are a date, not a hash.
+    load_plain_weights(backbone, first.replace('mae', 'dino'))
+    load_plain_weights(backbone, 'https://example.org/model-20230401.pth')
+    assert calls[2:] == [('https://example.org/model-20230401.pth', None)]
+    assert len(calls) == 3
+
+
+def test_damaged_files_are_refused_whatever_is_damaged(tmp_path):
+    path = tmp_path / 'file.pth'
+    weights = timm_model().state_dict()
+    for zipped in (True, False):
+        torch.save(weights, path, _use_new_zipfile_serialization=zipped)
+        whole, rng = path.read_bytes(), np.random.default_rng(0)
+        for _ in range(60):
+            damaged = bytearray(whole)
+            for place in rng.integers(0, 3000, 20):
+                damaged[place] = rng.integers(256)
+            path.write_bytes(damaged)
+            # Damage that only changes numbers goes unnoticed; any other is a ValueError, and nothing else.
+            with contextlib.suppress(ValueError):
+                assert read_checkpoint(str(path))
 
 
 class Payload:
@@ -261,7 +322,7 @@ def bad_files(folder):
         'old-malicious.pth': (raw_malicious, r'refused: reading it would run [\w.]*system'),
         'list.pth': (lambda path: torch.save([1, 2], path), 'no dict of weights.*found list'),
         'optimizer.pth': (lambda path: torch.save({'optimizer': {}, 'epoch': 3}, path), 'optimizer'),
-        'weights.npz': (lambda path: path.write_bytes(b'PK'), 'npz files are not read'),
+        'weights.npz': (lambda path: path.write_bytes(b'PK'), r'no \.npz file of a ViT'),
         'missing.pth': (
             lambda path: torch.save(without('blocks.2.attn.qkv.weight'), path),
             'lacks 1 weights.*blocks.2.attn.qkv.weight',
