@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text()
@@ -25,17 +25,37 @@ def test_links_and_tools_exist():
     assert [name for name in (*links, *tools) if not (ROOT / name).exists()] == []
 
 
-def test_config_snippet_builds_in_a_stock_config(tmp_path):
-    (snippet,) = blocks('python')
+STOCK = [
+    ('mmdet', 'mask-rcnn_r50_fpn', 'datasets/coco_instance', 'schedules/schedule_1x'),
+    ('mmdet', 'faster-rcnn_r50_fpn', 'datasets/coco_detection', 'schedules/schedule_2x'),
+    ('mmseg', 'upernet_r50', 'datasets/ade20k', 'schedules/schedule_160k'),
+    ('mmseg', 'upernet_swin', 'datasets/cityscapes', 'schedules/schedule_80k'),
+]
+
+
+@pytest.mark.parametrize(('scope', 'model', 'dataset', 'schedule'), STOCK)
+def test_config_snippets_train_in_stock_configs(scope, model, dataset, schedule, tmp_path):
+    detection, segmentation = blocks('python')
+    if scope == 'mmseg':
+        lines = detection.split('\n')
+        assert lines[2].startswith('model = ')
+        detection = '\n'.join([*lines[:2], segmentation, *lines[3:]])
+    bases = [
+        f'{scope}::_base_/{base}.py' for base in (f'models/{model}', dataset, schedule, 'default_runtime')
+    ]
     config = tmp_path / 'own.py'
-    bases = ('models/mask-rcnn_r50_fpn', 'datasets/coco_instance', 'schedules/schedule_1x', 'default_runtime')
-    config.write_text(f'_base_ = {[f"mmdet::_base_/{base}.py" for base in bases]}\n{snippet}')
+    config.write_text(f'_base_ = {bases}\n{detection}')
     cfg = Config.fromfile(config)
     init_default_scope(cfg.default_scope)
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
     assert type(model.backbone).__name__ == 'HPViT'
-    assert cfg.optim_wrapper.constructor == 'LayerIdDecayConstructor'
+    assert cfg.optim_wrapper.optimizer.type == 'AdamW'
+    constructor = OPTIM_WRAPPER_CONSTRUCTORS.get(cfg.optim_wrapper.constructor)(
+        dict(cfg.optim_wrapper, type='OptimWrapper'), cfg.optim_wrapper.paramwise_cfg
+    )
+    names = [n for group in constructor.param_groups(model) for n in group['param_names']]
+    assert sorted(names) == sorted(n for n, p in model.named_parameters() if p.requires_grad)
 
 
 def test_model_list_snippet_runs():

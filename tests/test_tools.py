@@ -89,7 +89,7 @@ def test_stock_tools_run_the_same_configs(config, tmp_path, env):
 
 @pytest.mark.parametrize('config', SHARED)
 def test_killed_training_resumes_where_it_was(config, tmp_path, env):
-    """Under torch's safe loading: kill -9 in mid-training, then --resume; equal to a run without a kill."""
+    """Under torch's safe loading: kill -9 in mid-training, then --resume."""
     iters = ('--cfg-options', 'train_cfg.max_iters=400', 'train_cfg.val_interval=400')
     command = [sys.executable, 'tools/train.py', config, '--work-dir', str(tmp_path), *iters]
     with open(tmp_path / 'log', 'w') as log:
@@ -224,6 +224,20 @@ def test_slurm_launcher_sets_what_the_training_reads(tmp_path, env):
         (['train.py', SEGMENTER, '--amp'], 'needs a GPU'),
         (['train.py', SEGMENTER, '--launcher', 'slurm'], 'SLURM_PROCID is not set'),
         (['train.py', SEGMENTER, '--launcher', 'pytorch'], 'RANK is not set'),
+        (['train.py', SEGMENTER, '--resume', 'nowhere.pth'], "checkpoint 'nowhere.pth' does not exist"),
+        (
+            ['train.py', 'configs/coco/mask-rcnn_hpvit-b-mae_fpn_8xb2-amp-1x_coco.py']
+            + [
+                '--cfg-options',
+                'optim_wrapper.type=OptimWrapper',
+                'model.backbone.init_cfg.checkpoint=no.pth',
+            ],
+            r"checkpoint 'no\.pth' does not exist \(model\.backbone\.init_cfg\.checkpoint",
+        ),
+        (
+            ['train.py', DETECTOR, '--cfg-options', 'val_evaluator.ann_file=no.json'],
+            r'no\.json does not exist \(val_evaluator\.ann_file\)',
+        ),
         (['test.py', SEGMENTER, 'nowhere.pth'], "checkpoint 'nowhere.pth' does not exist"),
         (['demo.py', '--weights', 'nowhere.pth'], "--weights 'nowhere.pth' does not exist"),
     ],

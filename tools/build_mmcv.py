@@ -17,6 +17,7 @@ The wheel's path is the last line printed.
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,6 @@ import time
 from pathlib import Path
 
 WRAPPER = '''\
-#!{python}
 """Calls {compiler} with C++{standard}, no debug information and a precompiled torch header."""
 import fcntl
 import os
@@ -63,23 +63,32 @@ os.execvp({compiler!r}, [{compiler!r}, *args])
 def _write_wrapper(folder: Path, compiler: str, standard: int) -> Path:
     header = folder / 'torch_types.h'
     header.write_text('#include <torch/types.h>\n')
-    path = folder / Path(compiler).name
-    path.write_text(
-        WRAPPER.format(python=sys.executable, compiler=compiler, standard=standard, header=str(header))
-    )
+    script = folder / 'compiler.py'
+    script.write_text(WRAPPER.format(compiler=compiler, standard=standard, header=str(header)))
+    return _executable(folder / Path(compiler).name, script)
+
+
+def _executable(path: Path, script: Path) -> Path:
+    """A command that runs a Python script; a #! line fails where Python's path is long or has a space."""
+    path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(script))} "$@"\n')
     path.chmod(0o755)
     return path
 
 
 def _write_nvcc_wrapper(folder: Path, nvcc: str, standard: int) -> Path:
-    path = folder / 'nvcc'
-    path.write_text(
-        f'#!{sys.executable}\nimport os, sys\n'
+    script = folder / 'nvcc.py'
+    script.write_text(
+        'import os, sys\n'
         f"args = ['-std=c++{standard}' if a.startswith('-std=c++') else a for a in sys.argv[1:]]\n"
         f'os.execv({nvcc!r}, [{nvcc!r}, *args])\n'
     )
-    path.chmod(0o755)
-    return path
+    return _executable(folder / 'nvcc', script)
+
+
+def _jobs() -> int:
+    """Compilers to run at once: one a core, as far as memory goes (1.5 GB each)."""
+    pages, size = os.sysconf('SC_AVPHYS_PAGES'), os.sysconf('SC_PAGE_SIZE')
+    return max(1, min(len(os.sched_getaffinity(0)), int(pages * size / 1.5e9)))
 
 
 def _check_prerequisites() -> str:
@@ -139,7 +148,7 @@ def build_mmcv(version: str, out: Path) -> Path:
             **os.environ,
             'MMCV_WITH_OPS': '1',
             'FORCE_CUDA': '1' if with_cuda else '0',
-            'MAX_JOBS': os.environ.get('MAX_JOBS') or str(len(os.sched_getaffinity(0))),
+            'MAX_JOBS': os.environ.get('MAX_JOBS') or str(_jobs()),
             'CXX': str(_write_wrapper(folder, compiler, standard)),
         }
         if with_cuda:

@@ -67,21 +67,49 @@ def check_amp(cfg: Config) -> None:
 
 
 def check_data(cfg: Config, *loaders: str) -> None:
-    """Stop where a dataset's annotation file or folder is not there, before anything is built."""
+    """Stop where a local annotation file or folder is not there, before anything is built."""
     for loader in loaders:
         if not cfg.get(loader):
             continue
         for key, dataset in _datasets(cfg[loader].get('dataset', {}), f'{loader}.dataset'):
             root = dataset.get('data_root') or ''
-            paths = [dataset.get('ann_file') or '']
-            paths += [p for p in (dataset.get('data_prefix') or {}).values() if isinstance(p, str)]
-            for path in filter(None, paths):
-                whole = os.path.join(root, path)
-                if '://' not in whole and not os.path.exists(whole):
-                    stop(
-                        f'{whole} does not exist ({key}, looked from {Path.cwd()}); link the data there or '
-                        f'set the folder: --cfg-options {key}.data_root=FOLDER (now {root!r})'
-                    )
+            prefix = dataset.get('data_prefix') or {}
+            prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
+            paths = [dataset.get('ann_file'), *prefixes]
+            paths = [os.path.join(root, path) for path in paths if isinstance(path, str) and path]
+            if missing := _first_missing(paths, dataset):
+                stop(
+                    f'{missing} does not exist ({key}, looked from {Path.cwd()}); link the data there, or '
+                    f'set the folder: --cfg-options {key}.data_root=FOLDER (now {root!r}), for each '
+                    "dataloader and its evaluator's ann_file"
+                )
+        key = loader.replace('dataloader', 'evaluator')
+        evaluators = cfg.get(key) or []
+        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+            path = evaluator.get('ann_file')
+            if isinstance(path, str) and (missing := _first_missing([path], evaluator)):
+                stop(f'{missing} does not exist ({key}.ann_file): --cfg-options {key}.ann_file=FILE')
+
+
+def check_weights(cfg: Config) -> None:
+    """Stop where a checkpoint to resume from or to start from is not there."""
+    if cfg.get('load_from') and _first_missing([cfg.load_from], cfg):
+        stop(f'checkpoint {cfg.load_from!r} does not exist (to resume or to load from)')
+    init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or []
+    for one in [init_cfg] if isinstance(init_cfg, dict) else init_cfg:
+        path = one.get('checkpoint') if one.get('type') == 'PlainViT' else None
+        if path and _first_missing([path], cfg):
+            stop(
+                f'checkpoint {path!r} does not exist (model.backbone.init_cfg.checkpoint, looked from '
+                f'{Path.cwd()}); give a file or URL, or None for the weights that timm has'
+            )
+
+
+def _first_missing(paths: list[str], node: ConfigDict) -> str | None:
+    """The first path that is local and not there; storage of another kind is left to its own reader."""
+    if node.get('backend_args'):
+        return None
+    return next((path for path in paths if '://' not in path and not os.path.exists(path)), None)
 
 
 def _datasets(dataset: ConfigDict, key: str) -> Iterator[tuple[str, ConfigDict]]:

@@ -4,4 +4,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python3 tools/setup_env.py
+[ ! -e .venv/mmhpvit-cpu-only ] || export CUDA_VISIBLE_DEVICES=
 exec .venv/bin/python -m pytest "$@"

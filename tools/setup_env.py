@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / '.venv'
 PYTHON = VENV / 'bin' / 'python'
 STAMP = VENV / 'mmhpvit-setup.txt'
+# There while mmcv has no CUDA operators; the shell scripts then hide GPUs.
+CPU_ONLY = VENV / 'mmhpvit-cpu-only'
 SUPPORTED = ('3.12', '3.11', '3.10')
 INPUTS = ('requirements', 'setup.py', 'pyproject.toml', 'tools/setup_env.py', 'tools/build_mmcv.py')
 
@@ -28,7 +30,7 @@ def say(text):
     print(f'[setup] {text}', flush=True)
 
 
-def run(command, what, check=True, **kwargs):
+def run(command, what, check=True, beats=True, **kwargs):
     """Run a command, say that it is still going every half minute, and return whether it succeeded."""
     start, stop = time.time(), threading.Event()
 
@@ -36,7 +38,8 @@ def run(command, what, check=True, **kwargs):
         while not stop.wait(30):
             say(f'  ... {what}, {time.time() - start:.0f} s so far')
 
-    threading.Thread(target=beat, daemon=True).start()
+    if beats:
+        threading.Thread(target=beat, daemon=True).start()
     result = subprocess.run([str(c) for c in command], **kwargs)
     stop.set()
     if check and result.returncode:
@@ -74,26 +77,40 @@ def has_module(python, module):
 
 
 def has_headers(python):
-    code = 'import sysconfig, os; print(os.path.join(sysconfig.get_path("include"), "Python.h"))'
+    """Whether programs can be compiled against this Python (its Python.h is there, or on CPATH)."""
+    code = 'import sysconfig; print(sysconfig.get_path("include"))'
     out = subprocess.run([python, '-c', code], capture_output=True, text=True)
-    return os.path.isfile(out.stdout.strip())
+    folders = [out.stdout.strip(), *os.environ.get('CPATH', '').split(':')]
+    return any(os.path.isfile(os.path.join(folder, 'Python.h')) for folder in folders if folder)
 
 
-def install_system_packages(python):
-    """Debian and Ubuntu split venv and the C headers from Python; fetch what is missing, or say what is."""
-    version = version_of(python)
-    missing = [] if has_module(python, 'ensurepip') else [f'python{version}-venv']
-    missing += [] if has_headers(python) else [f'python{version}-dev']
-    missing += [] if shutil.which(os.environ.get('CXX', 'g++')) or shutil.which('c++') else ['g++']
+def need(missing, python):
+    """Install Debian packages, or say which ones to install.
+
+    Debian and Ubuntu split the modules and headers that every other Python has into packages.
+    """
     if not missing:
         return
     if os.geteuid() != 0 or not shutil.which('apt-get'):
         sys.exit(
-            f'[setup] error: {python} lacks {", ".join(missing)}: sudo apt-get install {" ".join(missing)}'
+            f'[setup] error: {python} needs {", ".join(missing)}: sudo apt-get install {" ".join(missing)}'
         )
     say(f'installing {", ".join(missing)} with apt-get')
     run(['apt-get', 'update', '-qq'], 'apt-get update')
-    run(['apt-get', 'install', '-y', '-qq', '--no-install-recommends', *missing], 'apt-get install')
+    quiet = {**os.environ, 'DEBIAN_FRONTEND': 'noninteractive'}
+    command = ['apt-get', 'install', '-y', '-qq', '--no-install-recommends', *missing]
+    run(command, 'apt-get install', env=quiet, stdout=subprocess.DEVNULL)
+
+
+def create_environment(python):
+    if has_module(python, 'ensurepip'):
+        run([python, '-m', 'venv', '--clear', VENV], 'creating the environment')
+    elif has_module(python, 'venv') and has_module(python, 'pip'):
+        run([python, '-m', 'venv', '--clear', '--without-pip', VENV], 'creating the environment')
+        run([python, '-m', 'pip', '--python', PYTHON, 'install', '-q', 'pip'], 'installing pip')
+    else:
+        need([f'python{version_of(python)}-venv'], python)
+        run([python, '-m', 'venv', '--clear', VENV], 'creating the environment')
 
 
 def fingerprint(python):
@@ -112,46 +129,69 @@ def tested(package):
     return next(line.split('==')[1].strip() for line in lines if line.startswith(f'{package}=='))
 
 
-def wheel_folder():
-    """Where a built mmcv wheel is kept: it fits one torch minor version, Python and device kind."""
-    code = 'import torch; print(torch.__version__, "cuda" if torch.cuda.is_available() else "cpu")'
-    torch_version, device = subprocess.run(
-        [str(PYTHON), '-c', code], capture_output=True, text=True, check=True
-    ).stdout.split()
-    minor = '.'.join(torch_version.split('.')[:2])
+def ask(code):
+    """What a line of Python prints in the environment."""
+    out = subprocess.run(
+        [str(PYTHON), '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True
+    )
+    return out.stdout.strip()
+
+
+def builds_for_cuda():
+    """Whether mmcv's CUDA operators can be built here: it takes a GPU and NVIDIA's compiler."""
+    cuda_home = os.environ.get('CUDA_HOME', '/usr/local/cuda')
+    has_gpu = ask('import torch; print(torch.cuda.is_available())') == 'True'
+    if has_gpu and not shutil.which('nvcc', path=f'{cuda_home}/bin:{os.environ["PATH"]}'):
+        say('a GPU is here but not nvcc, so mmcv gets no CUDA operators and everything runs on the CPU;')
+        say('install the CUDA toolkit of this torch and run this again to train on the GPU')
+        return False
+    return has_gpu
+
+
+def wheel_folder(device):
+    """Where a built mmcv wheel is kept: it fits one torch minor version, Python and kind of device."""
+    minor = '.'.join(ask('import torch; print(torch.__version__)').split('.')[:2])
     python = version_of(str(PYTHON)).replace('.', '')
     cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache', 'mmhpvit', 'wheels')
     return cache / f'mmcv{tested("mmcv")}-torch{minor}-{device}-cp{python}-{platform.machine()}'
 
 
-def mmcv_works():
-    code = 'import torch; from mmcv.ops import nms; b = torch.rand(2, 4); nms(b, torch.rand(2), 0.5)'
+def mmcv_works(device):
+    boxes = f'torch.rand(2, 4).to({device!r})'
+    code = f'import torch; from mmcv.ops import nms; b = {boxes}; nms(b, b.sum(1), 0.5)'
     return subprocess.run([str(PYTHON), '-c', code], capture_output=True).returncode == 0
 
 
-def install_if_it_works(*wheel):
+def install_if_it_works(device, *wheel):
     args = ['--no-deps', '--force-reinstall', *wheel]
-    return pip(*args, what='installing a ready mmcv wheel', check=False) and mmcv_works()
+    return pip(*args, what='installing a ready mmcv wheel', check=False) and mmcv_works(device)
 
 
-def install_mmcv():
-    version, folder = tested('mmcv'), wheel_folder()
-    if mmcv_works():
+def install_mmcv(python):
+    device = 'cuda' if builds_for_cuda() else 'cpu'
+    CPU_ONLY.unlink(missing_ok=True)
+    if device == 'cpu':
+        CPU_ONLY.touch()
+    version, folder = tested('mmcv'), wheel_folder(device)
+    if mmcv_works(device):
         say('mmcv is there and its operators run')
         return
     cached = sorted(folder.glob('*.whl'))
-    if cached and install_if_it_works(cached[0]):
+    if cached and install_if_it_works(device, cached[0]):
         say(f'mmcv: took the wheel built earlier, {cached[0]}')
         return
-    if install_if_it_works('--only-binary', 'mmcv', f'mmcv=={version}'):
+    if install_if_it_works(device, '--only-binary', 'mmcv', f'mmcv=={version}'):
         say('mmcv: took a ready wheel from your package index')
         return
+    compiler = shutil.which(os.environ.get('CXX', 'g++')) or shutil.which('c++')
+    missing = [] if compiler else ['g++']
+    need(missing + ([] if has_headers(python) else [f'python{version_of(python)}-dev']), python)
     say('mmcv: no ready wheel fits, compiling its operators (2 to 10 minutes, once a machine)')
     build = [PYTHON, '-W', 'ignore', ROOT / 'tools/build_mmcv.py', '--version', version, '--out', folder]
-    run(build, 'compiling mmcv', env={**os.environ, 'PIP_DISABLE_PIP_VERSION_CHECK': '1'})
+    run(build, 'compiling mmcv', beats=False, env={**os.environ, 'PIP_DISABLE_PIP_VERSION_CHECK': '1'})
     wheel = next(folder.glob('*.whl'))
     pip('--no-deps', '--force-reinstall', wheel, what='installing mmcv')
-    if not mmcv_works():
+    if not mmcv_works(device):
         sys.exit(
             f'[setup] error: mmcv was built ({wheel}) but its operators do not run; delete it and try again'
         )
@@ -163,7 +203,7 @@ def use_headless_opencv():
         return
     say("this machine has no graphics libraries: taking OpenCV's headless build")
     run([PYTHON, '-m', 'pip', 'uninstall', '-q', '-y', 'opencv-python'], 'removing opencv-python')
-    pip('opencv-python-headless', what='installing opencv-python-headless')
+    pip('--no-deps', '--force-reinstall', 'opencv-python-headless', what='installing opencv-python-headless')
 
 
 def main():
@@ -173,10 +213,9 @@ def main():
     if STAMP.is_file() and STAMP.read_text() == wanted and PYTHON.exists():
         say(f'environment is ready: {VENV}')
         return
-    install_system_packages(python)
     say(f'setting up {VENV} with Python {version_of(python)} ({python})')
     if version_of(str(PYTHON)) != version_of(python) or not has_module(str(PYTHON), 'pip'):
-        run([python, '-m', 'venv', '--clear', VENV], 'creating the environment')
+        create_environment(python)
     pins = ['-c', ROOT / 'requirements/tested.txt']
     say(f'installing torch {tested("torch")} (with the CUDA libraries of your index: up to 3 GB)')
     pip('-U', 'pip', 'setuptools', 'wheel', 'ninja', 'psutil', *pins, what='installing build tools')
@@ -190,7 +229,7 @@ def main():
     ]
     pip(*(arg for pair in files for arg in pair), *others, *pins, what='installing packages')
     use_headless_opencv()
-    install_mmcv()
+    install_mmcv(python)
     pip('-qq', '--no-deps', '--no-build-isolation', '-e', ROOT, what='installing mmhpvit')
     code = 'import mmcv.ops, mmdet, mmseg, mmhpvit; print(mmhpvit.__version__)'
     run([PYTHON, '-W', 'ignore', '-c', code], 'importing mmhpvit', stdout=subprocess.DEVNULL)

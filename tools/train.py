@@ -3,7 +3,7 @@
 
 import argparse
 
-from launch import add_common_options, build_runner, check_amp, check_data, load_config, stop
+from launch import add_common_options, build_runner, check_amp, check_data, check_weights, load_config, stop
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,6 +39,7 @@ def main() -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     check_amp(cfg)
+    check_weights(cfg)
     check_data(cfg, 'train_dataloader', *(['val_dataloader'] if cfg.get('val_cfg') else []))
     build_runner(cfg).train()
 
