@@ -1,19 +1,6 @@
-# MAE's fine-tuning of UPerNet (arXiv 2111.06377, appendix A.4, after BEiT): AdamW, layer-wise decay,
-# 1500 iterations of warm-up, then a linear fall. For 80 kiterations: ours.
-_base_ = 'mmseg::_base_/schedules/schedule_80k.py'
+# The schedule of ADE20K in half the iterations, as mmseg has it for Cityscapes; with this optimiser: ours.
+_base_ = './mae-adamw_160k.py'
 
-optimizer = None  # the variable that the inherited schedule builds its SGD from
-optim_wrapper = dict(
-    _delete_=True,
-    type='OptimWrapper',
-    constructor='LayerIdDecayConstructor',
-    paramwise_cfg=dict(decay_rate=0.65),  # ViT-B
-    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
-    dict(type='PolyLR', eta_min=0.0, power=1.0, begin=1500, end=80000, by_epoch=False),
-]
-# A run that dies loses 2000 iterations at the most.
-default_hooks = dict(checkpoint=dict(interval=2000, max_keep_ckpts=2, save_best='mIoU'))
-auto_scale_lr = dict(enable=False, base_batch_size=16)
+train_cfg = dict(max_iters=80000, val_interval=8000)
+param_scheduler = _base_.param_scheduler
+param_scheduler[1].end = 80000
