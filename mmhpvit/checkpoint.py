@@ -55,7 +55,8 @@ def local_file(location: str) -> Path:
     path = _download(location) if location.startswith(('http://', 'https://')) else Path(location)
     if not path.is_file():
         raise FileNotFoundError(
-            f'checkpoint {location!r} does not exist (looked from {Path.cwd()}); give the path of a file, '
+            f'checkpoint {location!r} {"is not a file" if path.exists() else "does not exist"} '
+            f'(looked from {Path.cwd()}); give the path of a file, '
             'a URL, or leave checkpoint out for the weights that timm has of this model'
         )
     return path

@@ -77,7 +77,7 @@ def _check_plain_vit(name: str, vit: nn.Module) -> None:
 
 
 def _suggest(base: str) -> str:
-    close = get_close_matches(base, timm.list_models(), n=3, cutoff=0.6)
+    close = get_close_matches(base, timm.list_models(['vit_*', 'deit*', '*_patch*']), n=3, cutoff=0.6)
     return f'; the closest are {_listing(close)}' if close else "; see timm.list_models('vit*')"
 
 

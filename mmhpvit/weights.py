@@ -1,6 +1,7 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """Loading the weights of a plain ViT into a backbone made from it, with a report and without guessing."""
 
+import os
 import re
 import zipfile
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ class LoadReport:
         resized: Name, shape in the source, shape in the backbone.
         new: Names of the backbone's parameters that the plain ViT does not have.
         dropped: Name in the source and the reason why the backbone has no place for it.
+        mean, std: What timm's weights of this name expect images to be normalised with, on a scale of 0 to
+            255; None where timm does not know.
     """
 
     source: str
@@ -46,6 +49,8 @@ class LoadReport:
     resized: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
     dropped: list[tuple[str, str]] = field(default_factory=list)
+    mean: list[float] | None = None
+    std: list[float] | None = None
 
     def __str__(self) -> str:
         """The report as a table, one line for each group and for each exception."""
@@ -56,10 +61,13 @@ class LoadReport:
             names = [name for name, r in self.dropped if r == reason]
             lines.append(('dropped', len(names), f'{", ".join(_abbreviate(names))} ({reason})'))
         table = '\n'.join(f'  {group:<8} {count:>4}  {text}' for group, count, text in lines)
-        return f'Weights of {self.plain} from {self.source}:\n{table}'
+        text = f'Weights of {self.plain} from {self.source}:\n{table}'
+        if self.mean:
+            text += f"\n  images: timm's weights of this name expect mean={self.mean}, std={self.std}"
+        return text
 
 
-def load_plain_weights(backbone: nn.Module, checkpoint: str | None = None) -> LoadReport:
+def load_plain_weights(backbone: nn.Module, checkpoint: str | os.PathLike | None = None) -> LoadReport:
     """Load the weights of a plain ViT into a backbone built from it.
 
     Args:
@@ -75,10 +83,12 @@ def load_plain_weights(backbone: nn.Module, checkpoint: str | None = None) -> Lo
         ValueError: A file that cannot be read, does not belong to this plain ViT, lacks weights or has
             weights that are not known to be superfluous.
     """
+    checkpoint = os.fspath(checkpoint) if checkpoint else None
     plain = build_plain_vit(backbone.plain)
     source = checkpoint or f"timm's weights of {backbone.plain}"
     raw = _read(checkpoint, plain, backbone.plain) if checkpoint else _timm_weights(plain, backbone.plain)
     report = LoadReport(source, backbone.plain)
+    report.mean, report.std = (_to_255(plain.pretrained_cfg.get(key)) for key in ('mean', 'std'))
     raw = _keep_backbone(raw, report)
     raw = _drop_heads(raw, report)
     shapes = {name: tuple(tensor.shape) for name, tensor in raw.items()}
@@ -87,6 +97,10 @@ def load_plain_weights(backbone: nn.Module, checkpoint: str | None = None) -> Lo
     _check_names(weights, plain, report)
     _copy(weights, shapes, plain, backbone, report)
     return report
+
+
+def _to_255(values: tuple[float, ...] | None) -> list[float] | None:
+    return [round(255 * value, 3) for value in values] if values else None
 
 
 def _read(checkpoint: str, plain: VisionTransformer, name: str) -> dict[str, Tensor]:
@@ -117,7 +131,7 @@ def _timm_weights(plain: VisionTransformer, name: str) -> dict[str, Tensor]:
         reason = str(error).split('\n')[0][:160]
         raise OSError(
             f"timm's weights of {name!r} could not be fetched ({reason}); fetch them elsewhere and give "
-            'checkpoint=FILE'
+            'the file: model.backbone.init_cfg.checkpoint=FILE'
         ) from error
 
 

@@ -211,7 +211,8 @@ def test_slurm_launcher_sets_what_the_training_reads(tmp_path, env):
                     'train_dataloader.dataset.data_root=no/',
                 ),
             ],
-            r'no/annotations/instances_train2017\.json does not exist.*train_dataloader\.dataset\.data_root',
+            r'no/annotations/instances_train2017\.json does not exist.*train_dataloader\.dataset\.data_root='
+            r'FOLDER val_dataloader\.dataset\.data_root=FOLDER val_evaluator\.ann_file=FILE',
         ),
         (
             ['train.py', 'configs/ade20k/upernet_hpvit-b-mae_8xb2-160k_ade20k-512x512.py'],
@@ -236,7 +237,11 @@ def test_slurm_launcher_sets_what_the_training_reads(tmp_path, env):
         ),
         (
             ['train.py', DETECTOR, '--cfg-options', 'val_evaluator.ann_file=no.json'],
-            r'no\.json does not exist \(val_evaluator\.ann_file\)',
+            r'no\.json does not exist \(val_evaluator\.ann_file',
+        ),
+        (
+            ['train.py', DETECTOR, '--cfg-options', 'optim_wraper.type=OptimWrapper'],
+            "no 'optim_wraper'; did you mean 'optim_wrapper'",
         ),
         (['test.py', SEGMENTER, 'nowhere.pth'], "checkpoint 'nowhere.pth' does not exist"),
         (['demo.py', '--weights', 'nowhere.pth'], "--weights 'nowhere.pth' does not exist"),

@@ -3,6 +3,7 @@ import argparse
 import contextlib
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,7 +176,13 @@ def test_real_augreg_weights_load_into_every_parameter(real_weights):
     assert report.dropped == [('head.bias', 'classifier head'), ('head.weight', 'classifier head')]
     assert {n.split('.')[0] for n in report.new} == {'pools'}
     table = str(report)
-    for word in ('loaded    156', 'new         6', 'head.bias, head.weight (classifier head)', 'blocks.0-11'):
+    for word in (
+        'mean=[127.5, 127.5, 127.5]',
+        'loaded    156',
+        'new         6',
+        'head.bias, head.weight (classifier head)',
+        'blocks.0-11',
+    ):
         assert word in table
 
 
@@ -363,7 +370,9 @@ def test_bad_files_are_refused_in_one_line_and_load_nothing(name, tmp_path):
 
 def test_a_file_that_is_not_there():
     with pytest.raises(FileNotFoundError, match=r"'nowhere\.pth' does not exist"):
-        load_plain_weights(HPViT(TINY), 'nowhere.pth')
+        load_plain_weights(HPViT(TINY), Path('nowhere.pth'))
+    with pytest.raises(FileNotFoundError, match='is not a file'):
+        load_plain_weights(HPViT(TINY), os.getcwd())
 
 
 def test_initialiser_loads_last_and_logs_the_report(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 # One process a GPU through torchrun; on a machine without a GPU, GPUS processes with gloo.
 # Several machines: NNODES, NODE_RANK, MASTER_ADDR and PORT from the environment.
 set -euo pipefail
-[ $# -ge 3 ] || { sed -n 2p "$0" | cut -c3- >&2; exit 2; }
+[ $# -ge 3 ] || { sed -n 2,4p "$0" | cut -c3- >&2; exit 2; }
 CONFIG=$1 CHECKPOINT=$2 GPUS=$3; shift 3
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/pick_python.sh"

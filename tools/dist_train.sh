@@ -3,7 +3,7 @@
 # One process a GPU through torchrun; on a machine without a GPU, GPUS processes with gloo.
 # Several machines: NNODES, NODE_RANK, MASTER_ADDR and PORT from the environment.
 set -euo pipefail
-[ $# -ge 2 ] || { sed -n 2p "$0" | cut -c3- >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n 2,4p "$0" | cut -c3- >&2; exit 2; }
 CONFIG=$1 GPUS=$2; shift 2
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/pick_python.sh"

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 
 # A clone that is not installed works too.
@@ -43,8 +44,12 @@ def load_config(args: argparse.Namespace) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    for key in args.cfg_options or {}:
+        name = key.partition('.')[0]
+        close = get_close_matches(name, list(cfg), n=1, cutoff=0.85)
+        if name not in cfg and close:
+            stop(f'--cfg-options {key}: the config has no {name!r}; did you mean {close[0]!r}?')
+    cfg.merge_from_dict(args.cfg_options or {})
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     return cfg
 
@@ -68,48 +73,50 @@ def check_amp(cfg: Config) -> None:
 
 def check_data(cfg: Config, *loaders: str) -> None:
     """Stop where a local annotation file or folder is not there, before anything is built."""
-    for loader in loaders:
-        if not cfg.get(loader):
-            continue
+    missing, options = [], []
+    for loader in filter(cfg.get, loaders):
         for key, dataset in _datasets(cfg[loader].get('dataset', {}), f'{loader}.dataset'):
             root = dataset.get('data_root') or ''
             prefix = dataset.get('data_prefix') or {}
             prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
             paths = [dataset.get('ann_file'), *prefixes]
             paths = [os.path.join(root, path) for path in paths if isinstance(path, str) and path]
-            if missing := _first_missing(paths, dataset):
-                stop(
-                    f'{missing} does not exist ({key}, looked from {Path.cwd()}); link the data there, or '
-                    f'set the folder: --cfg-options {key}.data_root=FOLDER (now {root!r}), for each '
-                    "dataloader and its evaluator's ann_file"
-                )
+            missing += [(f'{key}', path) for path in _missing(paths, dataset)]
+            options.append(f'{key}.data_root=FOLDER')
         key = loader.replace('dataloader', 'evaluator')
         evaluators = cfg.get(key) or []
         for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
             path = evaluator.get('ann_file')
-            if isinstance(path, str) and (missing := _first_missing([path], evaluator)):
-                stop(f'{missing} does not exist ({key}.ann_file): --cfg-options {key}.ann_file=FILE')
+            if isinstance(path, str):
+                missing += [(f'{key}.ann_file', path) for path in _missing([path], evaluator)]
+                options.append(f'{key}.ann_file=FILE')
+    if missing:
+        key, path = missing[0]
+        stop(
+            f'{path} does not exist ({key}, looked from {Path.cwd()}); link the data there, or say where '
+            f'it is: --cfg-options {" ".join(options)}'
+        )
 
 
 def check_weights(cfg: Config) -> None:
     """Stop where a checkpoint to resume from or to start from is not there."""
-    if cfg.get('load_from') and _first_missing([cfg.load_from], cfg):
+    if cfg.get('load_from') and _missing([cfg.load_from], cfg):
         stop(f'checkpoint {cfg.load_from!r} does not exist (to resume or to load from)')
     init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or []
     for one in [init_cfg] if isinstance(init_cfg, dict) else init_cfg:
         path = one.get('checkpoint') if one.get('type') == 'PlainViT' else None
-        if path and _first_missing([path], cfg):
+        if path and _missing([path], cfg):
             stop(
                 f'checkpoint {path!r} does not exist (model.backbone.init_cfg.checkpoint, looked from '
                 f'{Path.cwd()}); give a file or URL, or None for the weights that timm has'
             )
 
 
-def _first_missing(paths: list[str], node: ConfigDict) -> str | None:
-    """The first path that is local and not there; storage of another kind is left to its own reader."""
+def _missing(paths: list[str], node: ConfigDict) -> list[str]:
+    """The paths that are local and not there; storage of another kind is left to its own reader."""
     if node.get('backend_args'):
-        return None
-    return next((path for path in paths if '://' not in path and not os.path.exists(path)), None)
+        return []
+    return [path for path in paths if '://' not in path and not os.path.exists(path)]
 
 
 def _datasets(dataset: ConfigDict, key: str) -> Iterator[tuple[str, ConfigDict]]:

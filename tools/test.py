@@ -12,7 +12,7 @@ from mmengine.evaluator import DumpResults
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint that training wrote')
+    parser.add_argument('checkpoint', help='checkpoint that training wrote, or its URL')
     parser.add_argument('--out', help='file (.pkl) that the predictions go to')
     parser.add_argument('--show-dir', help='folder that pictures with drawn predictions go to')
     add_common_options(parser)

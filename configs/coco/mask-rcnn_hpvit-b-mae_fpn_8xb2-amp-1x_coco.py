@@ -4,4 +4,4 @@ _base_ = [
     '../_base_/schedules/vitdet-adamw_1x.py',
     'mmdet::_base_/default_runtime.py',
 ]
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=2))
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=2, save_best='coco/segm_mAP'))

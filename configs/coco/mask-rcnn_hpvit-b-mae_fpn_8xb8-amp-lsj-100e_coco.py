@@ -10,5 +10,7 @@ model = dict(
     data_preprocessor=dict(batch_augments=[dict(type='BatchFixedSizePad', size=image_size, pad_mask=True)])
 )
 # A run that dies loses 2000 iterations at the most.
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=2000, max_keep_ckpts=2))
+default_hooks = dict(
+    checkpoint=dict(by_epoch=False, interval=2000, max_keep_ckpts=2, save_best='coco/segm_mAP')
+)
 log_processor = dict(by_epoch=False)
