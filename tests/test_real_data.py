@@ -59,6 +59,9 @@ def test_road_scenes_are_segmented_within_few_iterations(backbone, tmp_path, env
 
 
 def test_missing_data_is_one_line(tmp_path, env):
+    weights = tmp_path / 'weights/vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors'
+    weights.parent.mkdir()
+    weights.touch()
     env['MMHPVIT_TEST_DATA'] = str(tmp_path)
     config = 'tests/configs/mask-rcnn_hpvit-ti_nuclei.py'
     output = train(config, tmp_path / 'w', env=env, fails=True)

@@ -288,6 +288,6 @@ def test_demo_learns_from_given_weights(tmp_path, env, real_weights):
 
 
 def test_demo_says_that_weights_are_random_and_that_nothing_was_learned(tmp_path, env):
-    output = demo(tmp_path, '--iters', '1', '--train', '4', '--val', '2', env=env, fails=True)
+    output = demo(tmp_path, '--iters', '2', '--train', '4', '--val', '2', env=env, fails=True)
     assert 'RANDOM weights' in output
     assert re.search(r'error: mask AP [\d.]+ after training is not above', output)

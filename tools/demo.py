@@ -76,7 +76,7 @@ def build_runner(args: argparse.Namespace) -> Runner:
     cfg.test_evaluator.ann_file = data + 'annotations/val.json'
     cfg.train_cfg.max_iters = args.iters
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    warmup = min(30, args.iters // 3)
+    warmup = max(1, min(30, args.iters // 3))
     cfg.param_scheduler[0].end = cfg.param_scheduler[1].begin = warmup
     cfg.param_scheduler[1].end = args.iters
     cfg.model.backbone.init_cfg = None
@@ -117,6 +117,8 @@ def draw(runner: Runner, path: Path, count: int = 6) -> None:
 
 def main() -> None:
     args = parse_args()
+    if args.iters < 2:
+        stop(f'--iters {args.iters}: expected at least 2')
     if args.weights not in (None, 'timm') and not Path(args.weights).is_file():
         stop(f'--weights {args.weights!r} does not exist; give a file with ViT-Ti/16 weights, or timm')
     print(
