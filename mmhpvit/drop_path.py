@@ -1,6 +1,8 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """Stochastic depth that drops a residual branch for whole images."""
 
+from collections.abc import Callable
+
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -25,12 +27,12 @@ class ImageDropPath(nn.Module):
         self.images = 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop (images * sequences, L, C) for some images, and scale up what stays, in training."""
+        """Drop (images * sequences, ...) for some images, and scale up what stays, in training."""
         if not self.training:
             return x
         keep = 1 - self.drop_prob
-        mask = x.new_empty(self.images, 1, 1, 1).bernoulli_(keep).div_(keep)
-        return (x.unflatten(0, (self.images, -1)) * mask).flatten(0, 1)
+        mask = x.new_empty(self.images, 1).bernoulli_(keep).div_(keep)
+        return (x.reshape(self.images, -1) * mask).reshape(x.shape)
 
 
 def drop_whole_images(block: nn.Module) -> None:
@@ -41,9 +43,9 @@ def drop_whole_images(block: nn.Module) -> None:
                 setattr(module, name, ImageDropPath(child.drop_prob))
 
 
-def run_block(block: nn.Module, x: Tensor, images: int) -> Tensor:
-    """Run a block on the sequences (images * sequences, L, C) of that many images."""
+def run_block(call: Callable, block: nn.Module, index: int, x: Tensor, images: int) -> Tensor:
+    """Run a block on the sequences (images * n, L, C) of some images by ``call(block, index, x, images)``."""
     for module in block.modules():
         if isinstance(module, ImageDropPath):
             module.images = images
-    return block(x)
+    return call(block, index, x, images)

@@ -16,8 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from .drop_path import drop_whole_images, run_block
 from .embed import PATCH_KERNELS, PatchEmbedding, power_of_two_patch
 from .layouts import LAYOUTS, partition, restore
-from .plain import PREFIX_TOKENS, build_plain_vit
+from .plain import PREFIX_TOKENS, SHARED_POSITIONS, build_plain_vit
 from .pooling import build_pooling
+from .positions import BlockCall, Geometry, positions_of
 
 STRIDES = (4, 8, 16, 32)
 
@@ -112,21 +113,30 @@ class HPViT(BaseModule):
         self.patch_embed = PatchEmbedding(
             vit.patch_embed, stride, patch if patch_kernel == 'keep' else stride
         )
+        self.patch = patch
         self.stages = self._plan_stages(attention, window_size, patch)
 
-        self.pos_embed = vit.pos_embed
+        self.pos_embed = getattr(vit, 'pos_embed', None)
         self.pos_grid = vit.patch_embed.grid_size
-        self.prefix_in_pos_embed = 0 if vit.no_embed_class else vit.num_prefix_tokens
-        self.prefix_names = [n for n in PREFIX_TOKENS if keep_prefix and getattr(vit, n) is not None]
+        self.prefix_in_pos_embed = 0 if self.pos_embed is None else _prefix_in_pos_embed(vit)
+        self.prefix_names = [n for n in PREFIX_TOKENS if keep_prefix and getattr(vit, n, None) is not None]
         for name in self.prefix_names:
             setattr(self, name, getattr(vit, name))
-        self.pos_drop = vit.pos_drop
-        self.norm_pre = vit.norm_pre
+        self.pos_drop = getattr(vit, 'pos_drop', nn.Identity())
+        self.norm_pre = getattr(vit, 'norm_pre', nn.Identity())
+        self.shared_names = [n for n in SHARED_POSITIONS if getattr(vit, n, None) is not None]
+        for name in self.shared_names:
+            setattr(self, name, getattr(vit, name))
         self.blocks = nn.ModuleList(vit.blocks[: self.stages[-1].stop])
+        self.num_prefix_tokens = sum(getattr(self, name).shape[1] for name in self.prefix_names)
+        self.positions = positions_of(vit)(self.blocks, self.num_prefix_tokens)
+        self._check_layouts()
         for block in self.blocks:
             drop_whole_images(block)
         self.pools = nn.ModuleList(build_pooling(pooling, self.embed_dims) for _ in self.stages[1:])
-        norm = nn.LayerNorm(self.embed_dims, eps=1e-6) if isinstance(vit.norm, nn.Identity) else vit.norm
+        norm = getattr(vit, 'norm', None)
+        if norm is None or isinstance(norm, nn.Identity):
+            norm = nn.LayerNorm(self.embed_dims, eps=1e-6)
         self.out_norms = nn.ModuleDict({str(i): deepcopy(norm) for i in sorted(self.out_indices)})
         self._freeze_stages()
 
@@ -146,6 +156,20 @@ class HPViT(BaseModule):
             period = windows[i] if layouts[i] == 'window' else dilation
             stages.append(Stage(STRIDES[i], start, start + self.depths[i], layouts[i], period))
         return stages
+
+    def _check_layouts(self) -> None:
+        for stage in self.stages:
+            geometry = self._geometry(stage, (1, 1))
+            reason = self.positions.why_not(geometry)
+            if reason and stage.stop > stage.start:
+                raise ValueError(
+                    f'attention={stage.layout!r} at stride {stage.stride} does not fit the blocks of '
+                    f"{self.plain}: {reason}; use attention='grid'"
+                )
+
+    def _geometry(self, stage: Stage, size: tuple[int, int]) -> Geometry:
+        pitch = stage.stride / self.patch
+        return Geometry(size, pitch, stage.layout, stage.period, self.num_prefix_tokens)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps of a batch of images.
@@ -187,10 +211,11 @@ class HPViT(BaseModule):
         tokens = self.patch_embed(x)
         b, h, w, c = tokens.shape
         in_prefix = self.prefix_in_pos_embed
-        pos = resample_abs_pos_embed(
-            self.pos_embed[:, in_prefix:], (h, w), old_size=self.pos_grid, num_prefix_tokens=0
-        )
-        tokens = self.norm_pre(self.pos_drop(tokens + pos.reshape(1, h, w, c)))
+        if self.pos_embed is not None:
+            places = self.pos_embed[:, in_prefix:].reshape(1, -1, c)
+            pos = resample_abs_pos_embed(places, (h, w), old_size=self.pos_grid, num_prefix_tokens=0)
+            tokens = tokens + pos.reshape(1, h, w, c)
+        tokens = self.norm_pre(self.pos_drop(tokens))
         if not self.prefix_names:
             return tokens, None
         prefix = cat([getattr(self, name) for name in self.prefix_names], dim=1)
@@ -200,20 +225,21 @@ class HPViT(BaseModule):
 
     def _run_stage(self, stage: Stage, tokens: Tensor, prefix: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Run the blocks of a stage on the sequences that its layout cuts the map into."""
-        blocks = self.blocks[stage.start : stage.stop]
-        if not len(blocks):
+        if stage.stop == stage.start:
             return tokens, prefix
-        size = tokens.shape[1:3]
+        size = tuple(tokens.shape[1:3])
+        shared = getattr(self, self.shared_names[0]) if self.shared_names else None
+        calls = self.positions.calls(self._geometry(stage, size), shared, tokens.device)
         groups, prefixes = [], []
-        for group in partition(tokens, stage.layout, stage.period):
+        for group, call in zip(partition(tokens, stage.layout, stage.period), calls, strict=True):
             b, n, _, c = group.shape
             p = 0
             if prefix is not None:
                 p = prefix.shape[1]
                 group = cat([prefix[:, None].expand(b, n, p, c), group], dim=2)
             x = group.flatten(0, 1)
-            for block in blocks:
-                x = self._run_block(block, x, b)
+            for index in range(stage.start, stage.stop):
+                x = self._run_block(call, index, x, b)
             x = x.unflatten(0, (b, n))
             prefixes.append(x[:, :, :p])
             groups.append(x[:, :, p:])
@@ -222,10 +248,11 @@ class HPViT(BaseModule):
             prefix = (prefixes[0] if len(prefixes) == 1 else cat(prefixes, dim=1)).mean(dim=1)
         return tokens, prefix
 
-    def _run_block(self, block: nn.Module, x: Tensor, images: int) -> Tensor:
+    def _run_block(self, call: BlockCall, index: int, x: Tensor, images: int) -> Tensor:
+        args = call, self.blocks[index], index, x, images
         if self.with_cp and self.training:
-            return checkpoint(run_block, block, x, images, use_reentrant=False)
-        return run_block(block, x, images)
+            return checkpoint(run_block, *args, use_reentrant=False)
+        return run_block(*args)
 
     @property
     def num_layer_ids(self) -> int:
@@ -239,14 +266,15 @@ class HPViT(BaseModule):
             name: Name of a parameter of this module, as in ``named_parameters()``.
 
         Returns:
-            0 for the embedding (patches, positions, prefix tokens and the norm behind them), N + 1 for
-            ``blocks.N``, and depth + 1 for what is not part of the plain ViT's body: pools and out norms.
+            0 for the embedding (patches, positions, also those that all blocks share, prefix tokens and the
+            norm behind them), N + 1 for ``blocks.N``, and depth + 1 for what is not part of the plain ViT's
+            body: pools and out norms.
 
         Raises:
             ValueError: A name that is none of this module's parameters.
         """
         head = name.partition('.')[0]
-        if head in ('patch_embed', 'pos_embed', 'norm_pre', *self.prefix_names):
+        if head in ('patch_embed', 'pos_embed', 'norm_pre', *self.prefix_names, *self.shared_names):
             return 0
         block = re.match(r'blocks\.(\d+)\.', name)
         if block and int(block[1]) < len(self.blocks):
@@ -269,8 +297,10 @@ class HPViT(BaseModule):
         if self.frozen_stages < 0:
             return
         frozen = [self.patch_embed, self.norm_pre, self.pos_drop]
-        for name in ('pos_embed', *self.prefix_names):
-            getattr(self, name).requires_grad_(False)
+        frozen += [getattr(self, name) for name in self.shared_names]
+        for param in (self.pos_embed, *(getattr(self, name) for name in self.prefix_names)):
+            if param is not None:
+                param.requires_grad_(False)
         for i, stage in enumerate(self.stages, self.first_stage):
             if i >= self.frozen_stages:
                 break
@@ -287,6 +317,11 @@ def _upsample(tokens: Tensor, scale: int, size: tuple[int, int]) -> Tensor:
     """Token map (B, h, w, C) to (B, C, *size), bilinear, each token covering ``scale`` x ``scale``."""
     x = F.interpolate(tokens.permute(0, 3, 1, 2), scale_factor=scale, mode='bilinear')
     return x[:, :, : size[0], : size[1]]
+
+
+def _prefix_in_pos_embed(vit: nn.Module) -> int:
+    """How many prefix tokens the position embedding of a plain ViT has entries for."""
+    return 0 if getattr(vit, 'no_embed_class', False) else getattr(vit, 'num_prefix_tokens', 0)
 
 
 def _check_depths(depths: Sequence[int] | None, num_blocks: int, plain: str) -> tuple[int, ...]:

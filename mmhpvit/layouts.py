@@ -77,6 +77,25 @@ def partition(x: Tensor, layout: str, period: int = 1) -> list[Tensor]:
     return groups
 
 
+def sequence_shapes(size: tuple[int, int], layout: str, period: int = 1) -> list[tuple[int, int]]:
+    """Rows and columns of the sequences in each group of :func:`partition`.
+
+    Args:
+        size: H and W of the token map.
+        layout: The layout given to :func:`partition`.
+        period: The period given to :func:`partition`.
+
+    Raises:
+        ValueError: An unknown layout, or a period below 1.
+    """
+    _check(layout, period)
+    if layout == 'global':
+        return [size]
+    axis = 1 if layout == 'window' else 0  # a window is a row of the table, as long as its columns are many
+    lengths = [[_length(part[axis]) for part in _axis_parts(s, period, layout)] for s in size]
+    return [(rows, columns) for rows in lengths[0] for columns in lengths[1]]
+
+
 def restore(groups: list[Tensor], layout: str, size: tuple[int, int], period: int = 1) -> Tensor:
     """Put the sequences of :func:`partition` together again.
 

@@ -8,7 +8,11 @@ from torch import nn
 
 # What FSDP, torch.compile and activation checkpointing put into parameter names.
 _WRAPPERS = ('_fsdp_wrapped_module', '_orig_mod', '_checkpoint_wrapped_module')
-_NO_DECAY = ('pos_embed', 'cls_token', 'reg_token')
+# Learned positions, absolute, relative (BEiT's and Swin's tables, SAM's axes) or as frequencies, and prefix tokens.
+_NO_DECAY = (
+    *('pos_embed', 'relative_position_bias_table', 'rel_pos_h', 'rel_pos_w', 'freqs'),
+    *('cls_token', 'dist_token', 'reg_token'),
+)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

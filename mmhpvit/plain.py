@@ -7,13 +7,36 @@ from difflib import get_close_matches
 import timm
 import torch
 from timm.layers import PatchEmbed
-from timm.models.vision_transformer import VisionTransformer
+from timm.models import is_model_in_modules
 from torch import nn
 
-PREFIX_TOKENS = ('cls_token', 'reg_token')
+from .positions import positions_of
+from .rotary import ROTARY
+
+# In the order in which timm's ViTs put them before the tokens.
+PREFIX_TOKENS = ('cls_token', 'dist_token', 'reg_token')
+# What the blocks of a ViT have in common to tell positions by: rotary embedding, relative positions.
+SHARED_POSITIONS = ('rope', 'shared_rel_pos')
+
+_TOWER = 'it is the tower of a language model, with position embeddings of its own'
+# By the file that timm has them in.
+_REASONS = {
+    'vision_transformer_hybrid': 'it is a hybrid: its patch embedding is a network, not one convolution',
+    'vitamin': 'it is a hybrid: its patch embedding is a network, not one convolution',
+    'naflexvit': 'it takes lists of patches, not images; use the vit_ model of the same size',
+    'cait': 'its heads talk to each other and its class token comes in after the body',
+    'xcit': 'it attends over channels and embeds patches by several convolutions',
+    'convit': 'its attention gates a table of positions of one image size',
+    'crossvit': 'it has two ViTs of different patch sizes',
+    'tnt': 'it has a second ViT inside each patch',
+    'volo': 'its first blocks attend to outlooks at another resolution',
+    'qwen3_vit': _TOWER,
+    'gemma4_vit': _TOWER,
+    'deepseek_vit': _TOWER,
+}
 
 
-def build_plain_vit(name: str, drop_path_rate: float = 0.0, device: str | None = None) -> VisionTransformer:
+def build_plain_vit(name: str, drop_path_rate: float = 0.0, device: str | None = None) -> nn.Module:
     """Build a plain ViT by its timm name, with random weights and without a head.
 
     Args:
@@ -23,8 +46,8 @@ def build_plain_vit(name: str, drop_path_rate: float = 0.0, device: str | None =
         device: Where to build; None is the default device, ``'meta'`` builds the shapes alone.
 
     Raises:
-        ValueError: A name that timm does not know, or a model that is not a plain ViT whose blocks act
-            alike at any position; the message names the model and the reason.
+        ValueError: A name that timm does not know, or a model that is no plain ViT or cannot be made right
+            at other resolutions; the message names the model and the reason.
     """
     if not isinstance(name, str):
         raise ValueError(f"plain={name!r}: expected a timm model name, such as 'vit_base_patch16_224.mae'")
@@ -33,47 +56,45 @@ def build_plain_vit(name: str, drop_path_rate: float = 0.0, device: str | None =
     base, _, tag = name.partition('.')
     if not timm.is_model(base):
         raise ValueError(f'plain={name!r}: timm {timm.__version__} has no such model{_suggest(base)}')
-    tags = {n.partition('.')[2] for n in timm.list_pretrained(base + '*') if n.partition('.')[0] == base}
+    tags = {config.tag for config in timm.models.get_arch_pretrained_cfgs(base).values()}
     if tag and tag not in tags:
         raise ValueError(f'plain={name!r}: timm knows no weights {tag!r} of {base}; it has {_listing(tags)}')
-    _check_plain_vit(name, _create(name, drop_path_rate, 'meta'))
-    return _create(name, drop_path_rate, device)
+    reason = next((why for file, why in _REASONS.items() if is_model_in_modules(base, [file])), None)
+    if reason is None:
+        shapes = _create(name, drop_path_rate, 'meta')
+        reason = _why_not_plain(shapes)
+    if reason:
+        raise ValueError(
+            f'plain={name!r} cannot be used: {reason}; give a plain ViT of timm, '
+            "such as 'vit_base_patch16_224.mae'"
+        )
+    return shapes if device == 'meta' else _create(name, drop_path_rate, device)
 
 
 def _create(name: str, drop_path_rate: float, device: str | None) -> nn.Module:
-    # global_pool='' makes timm place the final norm before the pooling, where a map of tokens has it.
+    # global_pool='' makes timm place the final norm before the pooling, where a map of tokens has it; models
+    # with a distillation token have it there in any case, and know no other pooling than their own.
+    pool = 'token' if '_distilled_' in name else ''
     with torch.device(device) if device else nullcontext():
         try:
-            return timm.create_model(name, num_classes=0, global_pool='', drop_path_rate=drop_path_rate)
+            return timm.create_model(name, num_classes=0, global_pool=pool, drop_path_rate=drop_path_rate)
         except (TypeError, AssertionError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f'plain={name!r} cannot be used: timm does not build it as a headless ViT ({error})'
             ) from error
 
 
-def _check_plain_vit(name: str, vit: nn.Module) -> None:
-    reason = None
-    if not isinstance(vit, VisionTransformer):
-        needs = {
-            'Eva': 'its blocks need rotary position embeddings',
-            'Beit': 'its blocks need relative position tables',
-            'VisionTransformerSAM': 'its blocks need windows and relative position tables',
-            'VisionTransformerRelPos': 'its blocks need relative position tables',
-        }.get(type(vit).__name__, 'it is not a plain Vision Transformer')
-        reason = f'{needs} (timm class {type(vit).__name__})'
-    elif type(vit.patch_embed) is not PatchEmbed:
-        reason = (
-            f'it is a hybrid: its patch embedding is a {type(vit.patch_embed).__name__}, not one convolution'
-        )
-    elif 'radio' in name:
-        reason = 'RADIO crops and resizes its position embedding in a way of its own'
-    elif vit.patch_embed.patch_size[0] != vit.patch_embed.patch_size[1]:
-        reason = f'its patches are not square ({vit.patch_embed.patch_size})'
-    if reason:
-        raise ValueError(
-            f'plain={name!r} cannot be used: {reason}; give a plain ViT of timm, '
-            "such as 'vit_base_patch16_224.mae'"
-        )
+def _why_not_plain(vit: nn.Module) -> str | None:
+    rope = getattr(vit, 'rope', None)
+    if positions_of(vit) is None:
+        return f'it is not a plain Vision Transformer (timm class {type(vit).__name__})'
+    if type(vit.patch_embed) is not PatchEmbed:
+        return f'it is a hybrid: its patches are embedded by a {type(vit.patch_embed).__name__}'
+    if vit.patch_embed.patch_size[0] != vit.patch_embed.patch_size[1]:
+        return f'its patches are not square ({vit.patch_embed.patch_size})'
+    if rope is not None and not isinstance(rope, ROTARY):
+        return f'its rotary embedding is a {type(rope).__name__}, unknown between patches'
+    return None
 
 
 def _suggest(base: str) -> str:

@@ -3,7 +3,7 @@
 
 import torch
 from timm.layers import RmsNorm, SwiGLUPacked
-from timm.models import register_model
+from timm.models import beit, eva, register_model, vision_transformer_relpos, vision_transformer_sam
 from timm.models.vision_transformer import ParallelScalingBlock, _create_vision_transformer
 
 TRAITS = {
@@ -22,13 +22,66 @@ TRAITS = {
     'tiny_parallel': dict(block_fn=ParallelScalingBlock),
     'tiny_wide_grid': dict(img_size=(48, 96)),
 }
+# Those whose blocks are told of positions: rotary embeddings, relative positions, windows.
+_ROPE = dict(use_rot_pos_emb=True)
+KINDS = {
+    'tiny_eva': (eva._create_eva, dict(qkv_fused=False, swiglu_mlp=True)),
+    'tiny_eva02': (eva._create_eva, dict(_ROPE, ref_feat_shape=(4, 4), swiglu_mlp=True, scale_mlp=True)),
+    'tiny_eva_post_norm': (eva._create_eva, dict(use_post_norm=True)),
+    'tiny_dinov3': (
+        eva._create_eva,
+        dict(
+            **_ROPE,
+            use_abs_pos_emb=False,
+            rope_type='dinov3',
+            rope_temperature=100.0,
+            rope_rotate_half=True,
+            num_reg_tokens=4,
+            init_values=0.1,
+        ),
+    ),
+    'tiny_pe': (
+        eva._create_eva,
+        dict(
+            **_ROPE,
+            attn_type='rope',
+            rope_grid_offset=1.0,
+            rope_grid_indexing='xy',
+            ref_feat_shape=(4, 4),
+            use_pre_transformer_norm=True,
+        ),
+    ),
+    'tiny_rope_mixed': (
+        eva._create_eva,
+        dict(_ROPE, attn_type='rope', rope_type='mixed', rope_grid_indexing='xy', no_embed_class=True),
+    ),
+    'tiny_beit': (beit._create_beit, dict(use_abs_pos_emb=False, use_rel_pos_bias=True, init_values=0.1)),
+    'tiny_beit_wide': (beit._create_beit, dict(img_size=(48, 96), use_rel_pos_bias=True)),
+    'tiny_relpos': (vision_transformer_relpos._create_vision_transformer_relpos, dict()),
+    'tiny_relpos_swin': (
+        vision_transformer_relpos._create_vision_transformer_relpos,
+        dict(rel_pos_type='mlp-swin', class_token=True),
+    ),
+    'tiny_srelpos': (
+        vision_transformer_relpos._create_vision_transformer_relpos,
+        dict(rel_pos_type='bias', shared_rel_pos=True),
+    ),
+    'tiny_relpos_table': (
+        vision_transformer_relpos._create_vision_transformer_relpos,
+        dict(rel_pos_type='bias', class_token=True),
+    ),
+    'tiny_sam': (
+        vision_transformer_sam._create_vision_transformer,
+        dict(use_rel_pos=True, window_size=3, global_attn_indexes=(1, 3), neck_chans=32),
+    ),
+}
 __all__ = []
 
 
-def _register(name: str, traits: dict) -> None:
+def _register(name: str, create, traits: dict) -> None:
     def build(pretrained: bool = False, **kwargs):
         args = dict(img_size=64, patch_size=16, embed_dim=48, depth=4, num_heads=3) | traits | kwargs
-        return _create_vision_transformer(name, pretrained=pretrained, **args)
+        return create(name, pretrained=pretrained, **args)
 
     build.__name__ = name
     build.__module__ = __name__
@@ -36,4 +89,6 @@ def _register(name: str, traits: dict) -> None:
 
 
 for _name, _traits in TRAITS.items():
-    _register(_name, _traits)
+    _register(_name, _create_vision_transformer, _traits)
+for _name, (_create, _traits) in KINDS.items():
+    _register(_name, _create, _traits)
