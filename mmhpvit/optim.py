@@ -8,7 +8,7 @@ from torch import nn
 
 # What FSDP, torch.compile and activation checkpointing put into parameter names.
 _WRAPPERS = ('_fsdp_wrapped_module', '_orig_mod', '_checkpoint_wrapped_module')
-# Learned positions, absolute, relative (BEiT's and Swin's tables, SAM's axes) or as frequencies, and prefix tokens.
+# Learned positions (absolute, tables or axes of relative ones, frequencies), and prefix tokens.
 _NO_DECAY = (
     *('pos_embed', 'relative_position_bias_table', 'rel_pos_h', 'rel_pos_w', 'freqs'),
     *('cls_token', 'dist_token', 'reg_token'),

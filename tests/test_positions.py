@@ -102,7 +102,7 @@ def test_learned_positions_do_not_decay(plain):
         constructor='LayerIdDecayConstructor',
         paramwise_cfg=dict(decay_rate=0.5),
     )
-    groups = build_optim_wrapper(HPViT(plain), optim_wrapper).param_groups
+    groups = build_optim_wrapper(HPViT(plain), optim_wrapper).optimizer.param_groups
     decays = {name: group['weight_decay'] for group in groups for name in group['param_names']}
     learned = [n for n in decays if n.endswith(('_table', 'rel_pos_h', 'rel_pos_w', 'freqs', 'pos_embed'))]
     assert all(decays[name] == 0 for name in learned)
