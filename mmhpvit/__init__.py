@@ -9,8 +9,9 @@ from . import norms as norms
 from .hpvit import HPViT
 from .optim import LayerIdDecayConstructor
 from .pyramid import PlainViTPyramid
+from .report import LoadReport
 from .safe_loading import allow_mmengine_checkpoints
-from .weights import LoadReport, PlainViTInit, load_plain_weights
+from .weights import PlainViTInit, load_plain_weights
 
 allow_mmengine_checkpoints()
 

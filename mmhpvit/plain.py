@@ -74,7 +74,7 @@ def build_plain_vit(name: str, drop_path_rate: float = 0.0, device: str | None =
 def _create(name: str, drop_path_rate: float, device: str | None) -> nn.Module:
     # global_pool='' makes timm place the final norm before the pooling, where a map of tokens has it; models
     # with a distillation token have it there in any case, and know no other pooling than their own.
-    pool = 'token' if '_distilled_' in name else ''
+    pool = 'token' if 'distilled' in name else ''
     with torch.device(device) if device else nullcontext():
         try:
             return timm.create_model(name, num_classes=0, global_pool=pool, drop_path_rate=drop_path_rate)

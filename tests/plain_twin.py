@@ -28,7 +28,7 @@ def without_norms(backbone: HPViT) -> HPViT:
 
 def twin(backbone: HPViT, **options) -> nn.Module:
     """timm's own model of the backbone's name, with the backbone's weights."""
-    pool = 'token' if '_distilled_' in backbone.plain else ''
+    pool = 'token' if 'distilled' in backbone.plain else ''
     vit = timm.create_model(backbone.plain, num_classes=0, global_pool=pool, **options).double().eval()
     own = backbone.state_dict()
     kernel = own['patch_embed.proj.weight'].shape[-1]
