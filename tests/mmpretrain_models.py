@@ -14,7 +14,7 @@ from plain_twin import noisy
 from safetensors.torch import save_file
 
 kind, folder = sys.argv[1], Path(sys.argv[2])
-sys.path.append(str(Path(sys.executable).parents[1] / 'mmpretrain'))
+sys.path.append(str(Path(sys.executable).parents[1] / 'beside'))
 for left_out in ('mmpretrain.models.multimodal', 'mmpretrain.apis'):
     sys.modules[left_out] = ModuleType(left_out)
 

@@ -1,8 +1,15 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 import argparse
 import contextlib
+import hashlib
+import http.server
+import io
+import json
 import os
 import pickle
+import struct
+import threading
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -256,26 +263,84 @@ def test_timms_weights_that_cannot_be_fetched(monkeypatch):
         load_plain_weights(HPViT(TINY))
 
 
-def test_urls_go_to_the_cache_once(monkeypatch, tmp_path):
-    vit, calls = timm_model(), []
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A web server whose files are what a test puts into its dict, and torch hub's cache in a folder."""
+    files, asked = {}, []
 
-    def download(url, destination, hash_prefix):
-        calls.append((url, hash_prefix))
-        torch.save(vit.state_dict(), destination)
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            content, length = files.get(self.path.split('?')[0], (None, 0))
+            self.send_response(200 if content is not None else 404)
+            if content is not None:
+                self.send_header('Content-Length', str(length or len(content)))
+            self.end_headers()
+            self.wfile.write(content or b'')
 
-    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
-    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+        def log_message(self, *args):
+            pass
+
+    web = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    yield files, asked, f'http://127.0.0.1:{web.server_port}'
+    web.shutdown()
+    web.server_close()
+
+
+def saved(weights) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(weights, buffer)
+    return buffer.getvalue()
+
+
+def cached(folder: Path) -> list[str]:
+    return sorted(path.name.partition('_')[2] for path in (folder / 'hub/checkpoints').iterdir())
+
+
+def test_urls_go_to_the_cache_once(server, tmp_path):
+    files, asked, address = server
+    vit = timm_model()
+    content = saved(vit.state_dict())
+    name = f'model-{hashlib.sha256(content).hexdigest()[:8]}.pth'
+    files[f'/mae/{name}'] = files[f'/dino/{name}'] = files['/model-20230401.pth'] = content, 0
     backbone = PlainViTPyramid(TINY)
-    first = 'https://example.org/mae/model-0123abcd.pth?download=1'
-    load_plain_weights(backbone, first)
-    load_plain_weights(backbone, first)
-    assert calls == [(first, '0123abcd')]
+    for _ in range(2):
+        load_plain_weights(backbone, f'{address}/mae/{name}?download=1')
+    assert asked == [f'/mae/{name}?download=1']
     assert_equal_features(backbone, vit)
     # Another address with the same file name is another file; eight digits are a date, not a hash.
-    load_plain_weights(backbone, first.replace('mae', 'dino'))
-    load_plain_weights(backbone, 'https://example.org/model-20230401.pth')
-    assert calls[2:] == [('https://example.org/model-20230401.pth', None)]
-    assert len(calls) == 3
+    load_plain_weights(backbone, f'{address}/dino/{name}')
+    load_plain_weights(backbone, f'{address}/model-20230401.pth')
+    assert len(asked) == 3
+    assert cached(tmp_path) == ['model-20230401.pth', name, name]
+
+
+@pytest.mark.parametrize(
+    ('name', 'length', 'message'),
+    [
+        ('model-01234567abcd.pth', 0, 'its hash is [0-9a-f]{12}, its name says 01234567abcd'),
+        ('model.pth', 10**6, r'broke off after \d+ of 1000000 bytes'),
+        ('missing.pth', 0, '404'),
+    ],
+)
+def test_what_is_not_downloaded_whole_is_never_taken_for_a_file(name, length, message, server, tmp_path):
+    files, asked, address = server
+    if name != 'missing.pth':
+        files[f'/{name}'] = saved(timm_model().state_dict()), length
+    for _ in range(2):
+        with pytest.raises(OSError, match=f'{name}.*{message}.*download it elsewhere') as error:
+            load_plain_weights(HPViT(TINY), f'{address}/{name}')
+        assert '\n' not in str(error.value)
+        assert cached(tmp_path) == []
+    assert len(asked) == 2
+
+
+def test_a_server_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    with pytest.raises(OSError, match=r"'http://127\.0\.0\.1:9/vit\.pth' could not be downloaded"):
+        load_plain_weights(HPViT(TINY), 'http://127.0.0.1:9/vit.pth')
 
 
 def test_damaged_files_are_refused_whatever_is_damaged(tmp_path):
@@ -320,7 +385,42 @@ def bad_files(folder):
     def raw_malicious(path):
         path.write_bytes(pickle.dumps(Payload(), protocol=2))
 
+    def with_value(value):
+        broken = {k: v.clone() for k, v in weights.items()}
+        broken['blocks.1.mlp.fc1.weight'][3, 5] = value
+        broken['blocks.2.mlp.fc1.weight'][0, 0] = value
+        return lambda path: torch.save(broken, path)
+
+    def huge(path):
+        torch.save(weights | {'pos_embed': torch.zeros(1).expand(1, 10**9, 48)}, path)
+
+    def huge_safetensors(path):
+        header = {'pos_embed': {'dtype': 'F32', 'shape': [1, 10**12, 48], 'data_offsets': [0, 192 * 10**12]}}
+        text = json.dumps(header).encode()
+        path.write_bytes(struct.pack('<Q', len(text)) + text + bytes(64))
+
+    def bomb(path):
+        with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr('archive/data.pkl', bytes(10**8))
+
+    def objects(path):
+        np.savez(path, **{'embedding/kernel': np.array([Payload()], dtype=object)})
+
     return {
+        'nan.pth': (with_value(float('nan')), r'NaN or infinite in 2 weights: blocks.1-2.mlp.fc1.weight'),
+        'inf.pth': (with_value(float('-inf')), r'NaN or infinite in 2 weights: blocks.1-2.mlp.fc1.weight'),
+        'quantised.pth': (
+            lambda path: torch.save({k: v.to(torch.int8) for k, v in weights.items()}, path),
+            r'not floating-point: \d+, such as cls_token in torch.int8; give the weights before',
+        ),
+        'huge.pth': (
+            huge,
+            r'refused: pos_embed declares \(1, 1000000000, 48\), 192000000000 bytes, and holds 4',
+        ),
+        'huge.safetensors': (huge_safetensors, 'download it again'),
+        'bomb.pth': (bomb, r'refused: archive/data.pkl takes \d+ bytes in it and 100000000 unpacked'),
+        'bomb.npz': (bomb, r'refused: archive/data.pkl takes \d+ bytes in it and 100000000 unpacked'),
+        'objects.npz': (objects, r'no \.npz file of a ViT'),
         'truncated.pth': (truncated, 'download it again'),
         'truncated.safetensors': (truncated_safetensors, 'download it again'),
         'empty.pth': (lambda path: path.write_bytes(b''), 'download it again'),
@@ -366,6 +466,18 @@ def test_bad_files_are_refused_in_one_line_and_load_nothing(name, tmp_path):
     assert '\n' not in str(error.value)
     assert not os.path.exists('/tmp/mmhpvit-payload-ran')
     assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
+
+
+def test_half_precision_is_cast_and_reported(tmp_path):
+    weights = timm_model().state_dict()
+    mixed = {k: v.bfloat16() if k.startswith('blocks.') else v.half() for k, v in weights.items()}
+    torch.save(mixed, tmp_path / 'half.pth')
+    backbone = HPViT(TINY)
+    report = load_plain_weights(backbone, str(tmp_path / 'half.pth'))
+    assert sorted(report.cast) == [(6, 'float16'), (48, 'bfloat16')]
+    assert {t.dtype for t in backbone.state_dict().values()} == {torch.float32}
+    assert torch.equal(backbone.cls_token, mixed['cls_token'].float())
+    assert 'cast       48  from bfloat16' in str(report)
 
 
 def test_a_file_that_is_not_there():

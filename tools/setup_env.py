@@ -228,8 +228,8 @@ def main():
         if line.split('#')[0].strip() and not line.startswith('mmcv')
     ]
     pip(*(arg for pair in files for arg in pair), *others, *pins, what='installing packages')
-    beside = ['--no-deps', '--upgrade', '--target', VENV / 'mmpretrain']
-    pip(*beside, '-r', ROOT / 'requirements/mmpretrain.txt', what='installing mmpretrain for the tests')
+    beside = ['--no-deps', '--upgrade', '--target', VENV / 'beside']
+    pip(*beside, '-r', ROOT / 'requirements/beside.txt', what="installing the tests' own packages")
     use_headless_opencv()
     install_mmcv(python)
     pip('-qq', '--no-deps', '--no-build-isolation', '-e', ROOT, what='installing mmhpvit')

@@ -1,0 +1,48 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+"""Write the weights of a plain ViT once by timm's names, without a head, as .safetensors.
+
+For clusters without a network: the file needs no conversion and no library but this one, and can be checked
+with tools/inspect_checkpoint.py.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from mmhpvit.plain import build_plain_vit
+from mmhpvit.weights import plain_weights
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('file', help="path or URL, or 'timm' for the weights that timm has under the name")
+    parser.add_argument('out', type=Path, help='OUT.safetensors')
+    parser.add_argument('--plain', required=True, help='timm name of the plain ViT')
+    parser.add_argument('--source', help='whose names the file has, or the prefix of its encoder')
+    args = parser.parse_args()
+    logging.getLogger('timm').setLevel(logging.ERROR)
+    if args.out.suffix != '.safetensors':
+        sys.exit(f'error: {args.out} would not be read as what it is; give a name that ends on .safetensors')
+    if args.out.exists():
+        sys.exit(f'error: {args.out} exists; delete it first, or give another name')
+    try:
+        plain = build_plain_vit(args.plain)
+        checkpoint = None if args.file == 'timm' else args.file
+        weights, _, report = plain_weights(plain, args.plain, checkpoint, args.source)
+    except (ValueError, OSError) as error:
+        sys.exit(f'error: {error}')
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    part = args.out.with_suffix('.part')
+    metadata = {'plain': args.plain, 'from': report.source}
+    save_file({k: v.float().contiguous() for k, v in weights.items()}, part, metadata)
+    part.replace(args.out)
+    report.loaded = list(weights)
+    print(report)
+    print(f'wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)')
+
+
+if __name__ == '__main__':
+    main()
