@@ -1,6 +1,7 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """Files as each library writes them, loaded without a converter, against that library's own model."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,34 @@ for _name, _create, _traits in [
             global_attn_indexes=(1, 3),
             neck_chans=16,
             norm_layer=lambda width, **options: _norm(width, eps=1e-6, **options),
+        ),
+    ),
+    (
+        'like_aimv2',
+        _vit,
+        dict(
+            class_token=False,
+            global_pool='avg',
+            qkv_bias=False,
+            proj_bias=False,
+            norm_layer=timm.layers.RmsNorm,
+            embed_norm_layer=timm.layers.RmsNorm,
+            mlp_layer=timm.layers.SwiGLU,
+        ),
+    ),
+    ('like_radio', _vit, dict(init_values=1.0, reg_tokens=7, no_embed_class=True, final_norm=False)),
+    ('like_beit3', _vit, dict(scale_attn_norm=True, scale_mlp_norm=True)),
+    (
+        'like_pe',
+        eva._create_eva,
+        dict(
+            global_pool='map',
+            attn_type='rope',
+            use_pre_transformer_norm=True,
+            use_rot_pos_emb=True,
+            ref_feat_shape=(4, 4),
+            rope_grid_offset=1.0,
+            rope_grid_indexing='xy',
         ),
     ),
     *(
@@ -481,6 +510,105 @@ def test_vitdet_of_mmdet(tmp_path):
     x = image()
     expected = vit.forward_intermediates(x, [DEPTH - 1], norm=False, intermediates_only=True)[0]
     torch.testing.assert_close(without_norms(backbone)(x)[0], expected, **NEAR)
+
+
+def _as_of_aimv2(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    name = name.replace('mlp.fc1_x', 'mlp.fc3').replace('mlp.fc1_g', 'mlp.fc1')
+    if name.startswith('patch_embed.'):
+        return {name.replace('patch_embed.', 'preprocessor.patchifier.'): tensor}
+    if name == 'pos_embed':
+        return {'preprocessor.pos_embed': tensor}
+    name = name.replace('norm1', 'norm_1').replace('norm2', 'norm_2')
+    return {'trunk.' + re.sub(r'^norm\.', 'post_trunk_norm.', name): tensor}
+
+
+def _as_of_radio(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    start = 'radio_model.model.'
+    if name == 'patch_embed.proj.weight':
+        return {f'{start}patch_generator.embedder.weight': tensor.flatten(1)}
+    if name == 'patch_embed.proj.bias':
+        return {'radio_model.input_conditioner.norm_mean': torch.zeros(3, 1, 1)}
+    if name == 'pos_embed':
+        return {f'{start}patch_generator.pos_embed': tensor}
+    if name == 'cls_token':
+        return {}
+    if name == 'reg_token':
+        return {f'{start}patch_generator.cls_token.token': torch.cat([torch.zeros(1, WIDTH), tensor[0]])}
+    return {f'{start}{name}': tensor}
+
+
+def _as_of_beit3(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    embedding = {'cls_token': 'vision_embed.cls_token', 'norm.weight': 'encoder.layer_norm.A.weight'}
+    if name == 'pos_embed':
+        return {'beit3.encoder.embed_positions.A.weight': torch.cat([torch.zeros(2, WIDTH), tensor[0]])}
+    if name.startswith('patch_embed.'):
+        return {name.replace('patch_embed.', 'beit3.vision_embed.'): tensor}
+    if name.startswith('norm.'):
+        return {name.replace('norm.', 'beit3.encoder.norm.A.'): tensor}
+    if name in embedding:
+        return {f'beit3.{embedding[name]}': tensor}
+    found = re.match(r'blocks\.(\d+)\.(\w+)\.(.*)', name)
+    start, part, rest = f'beit3.encoder.layers.{found[1]}.', found[2], found[3]
+    if part.startswith('norm'):
+        part = {'norm1': 'self_attn_layer_norm', 'norm2': 'final_layer_norm'}[part]
+        return {f'{start}{part}.A.{rest}': tensor}
+    if part == 'mlp':
+        return {f'{start}ffn.A.{rest.replace("norm.", "ffn_layernorm.")}': tensor}
+    if rest.startswith('qkv.'):
+        parts = zip('qkv', tensor.chunk(3), strict=True)
+        return {f'{start}self_attn.{x}_proj.A.{rest.removeprefix("qkv.")}': t for x, t in parts}
+    names = {'norm.': 'inner_attn_ln.A.', 'proj.': 'out_proj.A.'}
+    for ours, theirs in names.items():
+        rest = rest.replace(ours, theirs)
+    return {f'{start}self_attn.{rest}': tensor}
+
+
+def _as_of_pe(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    if name == 'cls_token':
+        return {'visual.class_embedding': tensor[0, 0], 'visual.proj': torch.zeros(WIDTH, 8)}
+    if name == 'pos_embed':
+        return {'visual.positional_embedding': tensor[0]}
+    swaps = {
+        'patch_embed.proj': 'conv1',
+        'blocks.': 'transformer.resblocks.',
+        'norm_pre': 'ln_pre',
+        'norm1': 'ln_1',
+        'norm2': 'ln_2',
+        'attn.qkv.': 'attn.in_proj_',
+        'attn.proj': 'attn.out_proj',
+        'mlp.fc1': 'mlp.c_fc',
+        'mlp.fc2': 'mlp.c_proj',
+    }
+    for ours, theirs in swaps.items():
+        name = name.replace(ours, theirs)
+    return {'visual.' + re.sub(r'^norm\.', 'ln_post.', name): tensor}
+
+
+@pytest.mark.parametrize(
+    ('plain', 'as_published', 'naming'),
+    [
+        ('like_aimv2', _as_of_aimv2, 'aimv2'),
+        ('like_radio', _as_of_radio, 'radio'),
+        ('like_beit3', _as_of_beit3, 'beit3'),
+        ('like_pe', _as_of_pe, 'clip'),
+    ],
+)
+def test_what_timm_converts(plain, as_published, naming, tmp_path):
+    vit = noisy(timm.create_model(plain, num_classes=0, global_pool='').eval())
+    if plain == 'like_radio':
+        vit.patch_embed.proj.bias.data.zero_()
+        vit.cls_token.data.zero_()
+    weights = {}
+    for name, tensor in vit.state_dict().items():
+        weights |= as_published(name, tensor)
+    torch.save(weights, tmp_path / 'file.pth')
+    backbone, report = load(plain, tmp_path / 'file.pth')
+    x = image()
+    # RADIO has no final norm.
+    backbone = without_norms(backbone) if plain == 'like_radio' else backbone
+    assert_tokens(backbone, vit.forward_features(x)[:, backbone.num_prefix_tokens :], x)
+    assert report.naming == naming
+    assert report.resized == []
 
 
 def _vit_weights() -> dict[str, torch.Tensor]:

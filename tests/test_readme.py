@@ -64,6 +64,20 @@ def test_model_list_snippet_runs():
     assert 'vit_base_patch16_224.mae' in output
 
 
+@pytest.mark.slow
+def test_table_of_families_is_that_of_timm():
+    subprocess.run([sys.executable, ROOT / 'docs/families.py', '--check'], check=True, capture_output=True)
+
+
+def test_links_of_the_documents_exist():
+    for document in (ROOT / 'docs').glob('*.md'):
+        text = document.read_text()
+        links = [link for link in re.findall(r'\]\(([^)]+)\)', text) if not link.startswith('http')]
+        scripts = re.findall(r'\b(?:tools|docs)/\w+\.(?:sh|py)', text)
+        assert [link for link in links if not (document.parent / link).exists()] == []
+        assert [name for name in scripts if not (ROOT / name).exists()] == []
+
+
 def test_ci_runs_the_test_command():
     assert 'tools/run_tests.sh' in (ROOT / '.ci/run').read_text()
 
