@@ -1,8 +1,11 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """From the weights of a file to those of a plain ViT of timm: names first, then shapes, then checks."""
 
+import math
 import re
+from contextlib import redirect_stdout
 from functools import partial
+from io import StringIO
 
 import torch
 from timm.layers import resample_abs_pos_embed
@@ -10,7 +13,7 @@ from timm.models import beit, eva, vision_transformer
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
-from .namings import NOT_OF_THE_BODY, find_encoder, to_names_of, to_timm_names
+from .namings import NOT_OF_THE_BODY, find_encoder, names_under, to_names_of, to_timm_names
 from .report import LoadReport, abbreviate
 
 KERNEL, POSITIONS = 'patch_embed.proj.weight', 'pos_embed'
@@ -41,11 +44,15 @@ def convert(raw: Weights, plain: nn.Module, source: str | None, report: LoadRepo
             known to be superfluous, or values that are no numbers.
     """
     expected = expected_weights(plain)
-    naming, prefix = find_encoder(raw, source, report.source)
+    naming, prefix, others = find_encoder(raw, source, report.source)
     report.naming, report.prefix = naming.name, prefix
-    report.dropped += [(name, 'not of the encoder') for name in raw if not name.startswith(prefix)]
-    weights = {k.removeprefix(prefix): v for k, v in raw.items() if k.startswith(prefix)}
-    weights = to_timm_names(weights, naming)
+    weights = names_under(raw, prefix, others)
+    own = {prefix + name for name in weights}
+    report.dropped += [(name, 'not of the encoder') for name in raw if name not in own]
+    try:
+        weights = to_timm_names(weights, naming)
+    except ValueError as error:
+        raise ValueError(f'checkpoint {report.source!r}: {error}') from error
     weights = {name: _with_batch(name, tensor) for name, tensor in weights.items()}
     mask_token = 'mask_token' in weights or 'register_tokens' in weights
     weights = _drop_heads(weights, naming.prefix, report)
@@ -55,6 +62,7 @@ def convert(raw: Weights, plain: nn.Module, source: str | None, report: LoadRepo
     weights = _spread_shared_table(weights, expected)
     weights = _fit_attention(weights, expected, report)
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    _check_positions(weights, plain, report)
     weights = _through_timm(weights, plain, report)
     weights = to_names_of(_fuse_gates(weights, expected), expected)
     weights = _fit_attention(weights, expected, report)
@@ -66,7 +74,7 @@ def convert(raw: Weights, plain: nn.Module, source: str | None, report: LoadRepo
     weights = _drop_zeros(weights, expected, report)
     _check_geometry(weights, plain, report)
     _check_names(weights, expected, report)
-    _check_values(weights, report)
+    check_values(weights, report.source)
     return weights, shapes
 
 
@@ -98,7 +106,8 @@ def _spread_shared_table(weights: Weights, expected: Weights) -> Weights:
     tables = [name for name in expected if name.endswith(f'.attn.{_TABLE}')]
     if shared not in weights or not tables:
         return weights
-    return {k: v for k, v in weights.items() if k != shared} | {name: weights[shared] for name in tables}
+    apart = {name: weights[shared].clone() for name in tables}
+    return {k: v for k, v in weights.items() if k != shared} | apart
 
 
 def _fit_attention(weights: Weights, expected: Weights, report: LoadReport) -> Weights:
@@ -111,6 +120,8 @@ def _fit_attention(weights: Weights, expected: Weights, report: LoadReport) -> W
             if not names or all(name in expected for name in names):
                 continue
             parts = _queries_keys_values([fitted[name] for name in names], names)
+            if parts is None:
+                continue
             wanted = _attention_names(block, kind, expected)
             made = _as_wanted(parts, wanted)
             if made is None:
@@ -135,11 +146,14 @@ def _attention_names(block: str, kind: str, among: Weights) -> list[str]:
     return next((names for names in found if names), [])
 
 
-def _queries_keys_values(tensors: list[Tensor], names: list[str]) -> dict[str, Tensor]:
-    if len(tensors) == 1:
+def _queries_keys_values(tensors: list[Tensor], names: list[str]) -> dict[str, Tensor] | None:
+    """The three parts; None where one is missing, but for the bias of keys, which BEiT and its heirs lack."""
+    if len(tensors) == 1 and '.qkv.' in names[0]:
         return dict(zip('qkv', tensors[0].chunk(3), strict=True))
     parts = {re.search(r'([qkv])_(?:proj|bias)', n)[1]: t for n, t in zip(names, tensors, strict=True)}
-    return {x: parts.get(x, torch.zeros_like(tensors[0])) for x in 'qkv'}
+    if set(parts) == {'q', 'v'} and 'bias' in names[0]:
+        parts['k'] = torch.zeros_like(parts['q'])
+    return parts if len(parts) == 3 else None
 
 
 def _as_wanted(parts: dict[str, Tensor], wanted: list[str]) -> Weights | None:
@@ -157,10 +171,30 @@ def _fuse_gates(weights: Weights, expected: Weights) -> Weights:
     fused = dict(weights)
     for name in weights:
         first, gate, rest = name.partition('.mlp.gate_proj.')
-        together = f'{first}.mlp.fc1.{rest}'
-        if gate and together in expected:
-            fused[together] = torch.cat([fused.pop(name), fused.pop(f'{first}.mlp.up_proj.{rest}')])
+        together, value = f'{first}.mlp.fc1.{rest}', f'{first}.mlp.up_proj.{rest}'
+        if gate and together in expected and value in fused:
+            fused[together] = torch.cat([fused.pop(name), fused.pop(value)])
     return fused
+
+
+def _check_positions(weights: Weights, plain: nn.Module, report: LoadReport) -> None:
+    """Refuse a position embedding with entries for other prefix tokens than the model has."""
+    own = getattr(plain, 'pos_embed', None)
+    if (
+        POSITIONS not in weights
+        or own is None
+        or own.dim() != 3
+        or 'reg_token' not in dict(plain.named_parameters())
+    ):
+        return
+    prefix = own.shape[1] - plain.patch_embed.num_patches
+    given = weights[POSITIONS].shape[1] - (1 if 'register_tokens' in weights else prefix)
+    if given != plain.patch_embed.num_patches and math.isqrt(given) ** 2 != given:
+        raise ValueError(
+            f'checkpoint {report.source!r} has {weights[POSITIONS].shape[1]} positions, which is no square beside '
+            f'the {prefix} of prefix tokens that plain={report.plain!r} has; a ViT with another number of class or '
+            'register tokens has another timm name'
+        )
 
 
 def _through_timm(weights: Weights, plain: nn.Module, report: LoadReport) -> Weights:
@@ -168,13 +202,35 @@ def _through_timm(weights: Weights, plain: nn.Module, report: LoadReport) -> Wei
     try:
         if isinstance(plain, VisionTransformerSAM):
             return {k: _sam_positions(v, plain) if k == POSITIONS else v for k, v in weights.items()}
-        return _timm_filter(plain)(dict(weights), plain)
+        with redirect_stdout(StringIO()):  # timm prints what it tries
+            converted = _timm_filter(plain)(dict(weights), plain)
+        report.dropped += [(name, 'left out by the conversion of timm') for name in _lost(weights, converted)]
+        return converted
     except (RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).split('\n')[0]
         raise ValueError(
             f'the weights of {report.source} cannot be brought to the shapes of '
             f'plain={report.plain!r} ({reason})'
         ) from error
+
+
+# What conversions make anew out of weights of the file: resized, added up or joined.
+_REMADE = re.compile(
+    r'pos_embed|positional_embedding|embed_positions|patch_embed|conv1|embedder|patchifier|vision_embed|'
+    r'relative_position_bias_table|cls_token|class_embedding|mask_token|[qkv]_proj\.'
+)
+
+
+def _lost(before: Weights, after: Weights) -> list[str]:
+    """Names whose tensors a conversion has neither kept nor made anything of."""
+    kept = {tensor.untyped_storage().data_ptr() for tensor in after.values()}
+    return [
+        name
+        for name, tensor in before.items()
+        if tensor.untyped_storage().data_ptr() not in kept
+        and (not _REMADE.search(name) or '.B.' in name)
+        and name not in after
+    ]
 
 
 def _timm_filter(plain: nn.Module):
@@ -214,6 +270,11 @@ def _drop_zeros(weights: Weights, expected: Weights, report: LoadReport) -> Weig
 
 def _check_geometry(weights: Weights, plain: nn.Module, report: LoadReport) -> None:
     """Refuse another width or depth in one line, before the names are compared one by one."""
+    if KERNEL not in weights:
+        raise ValueError(
+            f'checkpoint {report.source!r} has names of {report.naming}, which belong to another kind of ViT '
+            f'than plain={report.plain!r}; set plain= to the timm name of the ViT that it is of'
+        )
     blocks = [int(m[1]) for name in weights if (m := re.match(r'blocks\.(\d+)\.', name))]
     found = {'width': weights[KERNEL].shape[0], 'depth': max(blocks, default=-1) + 1}
     expected = {'width': plain.embed_dim, 'depth': len(plain.blocks)}
@@ -236,25 +297,38 @@ def _check_names(weights: Weights, expected: Weights, report: LoadReport) -> Non
         for name in expected
         if name in weights and weights[name].shape != expected[name].shape
     ]
-    for problem, names in (('lacks', missing), ('has unknown', unexpected), ('has other shapes of', wrong)):
-        if names:
-            raise ValueError(
-                f'checkpoint {report.source!r} {problem} {len(names)} weights of plain={report.plain!r}: '
-                f'{", ".join(abbreviate(names)[:8])}; nothing was loaded'
-            )
+    problems = (('lacks', missing), ('has unknown', unexpected), ('has other shapes of', wrong))
+    found = [
+        f'{problem} {len(names)} weights ({", ".join(abbreviate(names)[:8])})'
+        for problem, names in problems
+        if names
+    ]
+    if found:
+        raise ValueError(
+            f'checkpoint {report.source!r} does not fit plain={report.plain!r}: it {", ".join(found)}; '
+            'nothing was loaded'
+        )
 
 
-def _check_values(weights: Weights, report: LoadReport) -> None:
-    kinds = [name for name, tensor in weights.items() if not tensor.is_floating_point()]
+_PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_values(weights: Weights, source: str) -> None:
+    """Refuse weights in other types than floating-point, and such as are NaN or infinite.
+
+    Raises:
+        ValueError: Weights that are.
+    """
+    kinds = [name for name, tensor in weights.items() if tensor.dtype not in _PRECISIONS]
     if kinds:
         raise ValueError(
-            f'checkpoint {report.source!r} has weights that are not floating-point: {len(kinds)}, such as '
-            f'{kinds[0]} in {weights[kinds[0]].dtype}; give the weights before they were quantised'
+            f'checkpoint {source!r} has {len(kinds)} weights that are not in floating-point of 16 to 64 bits, '
+            f'such as {kinds[0]} in {weights[kinds[0]].dtype}; give them as they were before quantisation'
         )
     broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
     if broken:
         raise ValueError(
-            f'checkpoint {report.source!r} has values that are NaN or infinite in {len(broken)} weights: '
+            f'checkpoint {source!r} has values that are NaN or infinite in {len(broken)} weights: '
             f'{", ".join(abbreviate(broken)[:8])}; the training that wrote it had diverged, or the file is '
             'damaged; nothing was loaded'
         )

@@ -1,20 +1,22 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """What a checkpoint holds, and which plain ViTs of timm it fits."""
 
+import json
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import timm
 import torch
 from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
-from .checkpoint import read_checkpoint
-from .conversion import convert
+from .checkpoint import local_file, read_checkpoint
+from .conversion import check_values, convert
 from .hpvit import HPViT
-from .namings import find_encoder, to_timm_names
+from .namings import find_encoder, names_under, to_timm_names
 from .plain import PREFIX_TOKENS, build_plain_vit
 from .report import LoadReport
 from .weights import load_plain_weights
@@ -24,7 +26,14 @@ PLAIN_FILES = (
     *('vision_transformer', 'deit', 'eva', 'beit', 'vision_transformer_sam'),
     'vision_transformer_relpos',
 )
-_POSITIONS = re.compile(r'(pos_embed|pos_embedding|position_embeddings|positional_embedding|embed_positions)')
+_POSITIONS = re.compile(r'pos_embed|position_embedding|positional_embedding|embed_positions')
+# What names in a file say of its family, and what timm's names of it then have in them.
+_HINTS = (
+    (r'head\.probe$|logit_bias$', 'siglip'),
+    (r'class_embedding$|pre_layrnorm|\bln_pre\.|logit_scale$', '_clip_'),
+    (r'storage_tokens$', 'dinov3'),
+    (r'layer_scale1\.lambda1$|\bls1\.gamma$', 'dinov'),
+)
 _TOKENS = ('register_tokens', 'storage_tokens', 'class_embedding', 'class_token', *PREFIX_TOKENS)
 
 
@@ -39,8 +48,9 @@ class Inspection:
         positions: Number of positions that its absolute embedding has, those of prefix tokens included; None
             where it has no such embedding.
         tokens: Names and numbers of its prefix tokens.
-        heads: Numbers of heads of the ViTs that it fits.
-        fits: timm names of the ViTs that it fits, those of its own image size first.
+        fits: timm names of the ViTs that it fits, those first that its names point to and that have its image size.
+        traits: What the weights do not show of each of them: heads, activation, rotary positions, epsilon.
+        misfit: Where it fits none, what keeps it from the one that is nearest.
         report: What becomes of its weights in an :class:`~mmhpvit.HPViT` of the ViT that was asked for, or of
             the first that it fits; None where it fits none.
     """
@@ -52,8 +62,9 @@ class Inspection:
     patch: int
     positions: int | None
     tokens: dict[str, int]
-    heads: list[int] = field(default_factory=list)
     fits: list[str] = field(default_factory=list)
+    traits: dict[str, str] = field(default_factory=dict)
+    misfit: str | None = None
     report: LoadReport | None = None
 
     def __str__(self) -> str:
@@ -66,13 +77,25 @@ class Inspection:
             'names': f'{self.naming}, under {self.prefix}' if self.prefix else self.naming,
             'width': self.width,
             'depth': self.depth,
-            'heads': ' or '.join(map(str, self.heads)) or 'not in the weights',
             'patch': self.patch,
             'positions': f'{self.positions}{grid}' if self.positions else 'no absolute embedding',
             'prefix': tokens,
-            'fits': ', '.join(self.fits) or 'no plain ViT of timm',
         }
-        return '\n'.join(f'  {name:<10} {value}' for name, value in rows.items())
+        lines = [f'  {name:<10} {value}' for name, value in rows.items()]
+        kinds = {}
+        for name in self.fits:
+            kinds.setdefault(self.traits.get(name, ''), []).append(name)
+        for traits, names in kinds.items():
+            lines.append(f'  {"fits":<10} {", ".join(names)} ({traits})')
+        if len(kinds) > 1:
+            lines.append(
+                '  These compute different things, which weights do not show: take the name of whose they are.'
+            )
+        if not self.fits:
+            lines.append(
+                f'  {"fits":<10} no plain ViT of timm; {self.misfit or "none has this width and patch"}'
+            )
+        return '\n'.join(lines)
 
 
 def inspect_checkpoint(
@@ -95,31 +118,53 @@ def inspect_checkpoint(
         FileNotFoundError, OSError, ValueError: As :func:`~mmhpvit.load_plain_weights`.
     """
     checkpoint = os.fspath(checkpoint)
-    if checkpoint.endswith('.npz'):
+    if local_file(checkpoint).suffix == '.npz':
         raise ValueError(
             f'checkpoint {checkpoint!r} is in a format that only the ViT itself can read: convert it first '
             'with tools/convert_checkpoint.py FILE OUT.safetensors --plain NAME'
         )
     raw = read_checkpoint(checkpoint)
     found = _describe(raw, source, checkpoint)
-    if plain is None:
-        found.fits = fitting_names(raw, found, source, progress)
-    else:
+    _, prefix, others = find_encoder(raw, source, checkpoint)
+    check_values({k: v for k, v in names_under(raw, prefix, others).items() if v.dim() > 1}, checkpoint)
+    if plain is not None:
         found.fits = [plain]
+    else:
+        found.fits, found.misfit = fitting_names(raw, found, source, progress)
+        found.fits = _as_configured(found.fits, local_file(checkpoint).with_name('config.json'))
+    found.traits = {name: _traits(build_plain_vit(name, device='meta')) for name in found.fits}
     if found.fits:
-        backbone = HPViT(found.fits[0])
-        found.report = load_plain_weights(backbone, checkpoint, source)
-        found.heads = sorted({_heads(build_plain_vit(name, device='meta')) for name in found.fits})
+        found.report = load_plain_weights(HPViT(found.fits[0]), checkpoint, source)
     return found
 
 
-def _heads(vit: nn.Module) -> int:
-    return vit.blocks[0].attn.num_heads
+def _traits(vit: nn.Module) -> str:
+    """What the weights of a ViT do not show: heads, activation, rotary positions, the epsilon of its norms."""
+    modules = list(vit.blocks[0].modules())
+    heads = next(module.num_heads for module in modules if hasattr(module, 'num_heads'))
+    activation = next((m.act for m in modules if isinstance(getattr(m, 'act', None), nn.Module)), None)
+    epsilon = next((m.eps for m in modules if hasattr(m, 'eps')), None)
+    traits = [f'{heads} heads']
+    traits += [type(activation).__name__] if activation is not None else []
+    traits += ['rotary'] if getattr(vit, 'rope', None) is not None else []
+    traits += [f'eps {epsilon:g}'] if epsilon else []
+    return ', '.join(traits)
+
+
+def _as_configured(names: list[str], path: Path) -> list[str]:
+    """Put first what agrees with the configuration that Hugging Face's libraries lay beside the weights."""
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return names
+    config = config.get('vision_config', config) if isinstance(config, dict) else {}
+    quick = config.get('hidden_act') == 'quick_gelu'
+    return sorted(names, key=lambda name: ('quickgelu' in name) != quick)
 
 
 def _describe(raw: dict[str, Tensor], source: str | None, location: str) -> Inspection:
-    naming, prefix = find_encoder(raw, source, location)
-    own = {k.removeprefix(prefix): v for k, v in raw.items() if k.startswith(prefix)}
+    naming, prefix, others = find_encoder(raw, source, location)
+    own = names_under(raw, prefix, others)
     kernel = own[naming.patch]
     named = to_timm_names(own, naming)
     blocks = (re.search(r'(?:blocks|resblocks|layers)\.(\d+)\.', name) for name in named)
@@ -140,27 +185,34 @@ def _describe(raw: dict[str, Tensor], source: str | None, location: str) -> Insp
 
 def fitting_names(
     raw: dict[str, Tensor], found: Inspection, source: str | None = None, progress=lambda names: names
-) -> list[str]:
-    """timm names of the plain ViTs that the weights of a file fit, those of its own image size first.
+) -> tuple[list[str], str | None]:
+    """timm names of the plain ViTs that the weights of a file fit.
 
     Args:
         raw: Names and tensors of the file.
         found: What :func:`inspect_checkpoint` tells of it.
         source: Whose names the file has, or the prefix of the encoder that is meant.
         progress: Wraps the list of names that are tried, as tqdm does.
+
+    Returns:
+        The names, those first that the file's own names point to, then those of its own image size; and,
+        where there are none, what is wrong with the nearest.
     """
-    fits = {}
+    hints = [part for pattern, part in _HINTS if any(re.search(pattern, name) for name in raw)]
+    ranks, misfits = {}, {}
     for name in progress(_candidates(found.width, found.patch)):
         vit = build_plain_vit(name, device='meta')
         report = LoadReport('file', name)
         try:
             weights, shapes = convert(raw, vit, source, report)
-        except ValueError:
+        except ValueError as error:
+            misfits[name] = len(vit.blocks) != found.depth, len(name), str(error)
             continue
-        fits[name] = any(
-            len(shapes.get(k, ())) == v.dim() and shapes[k] != v.shape for k, v in weights.items()
-        )
-    return sorted(fits, key=lambda name: (fits[name], len(name), name))
+        resized = any(len(shapes.get(k, ())) == v.dim() and shapes[k] != v.shape for k, v in weights.items())
+        pointed = all(hint in name for hint in hints[:1])
+        ranks[name] = not pointed, resized, len(name), name
+    nearest = min(misfits.values(), default=(None,))[-1]
+    return sorted(ranks, key=ranks.get), nearest
 
 
 def _candidates(width: int, patch: int) -> Iterable[str]:

@@ -129,10 +129,12 @@ NAMINGS = (
     ),
 )
 
-# Of several encoders in one file, the one that is meant: what evaluation uses, then what sees images whole.
+# Of several encoders in one file, the one that is meant, by a part of its prefix: averages and teachers,
+# which are what evaluation uses, before what they learn from; what sees images before what does not.
 _PREFERRED = (
-    *('ema', 'teacher', 'base_encoder', 'context_encoder', 'online'),
-    *('backbone', 'visual', 'vision', 'image_encoder', 'encoder'),
+    *('model_ema', 'state_dict_ema', 'ema', 'teacher', 'base_encoder', 'context_encoder', 'online'),
+    *('backbone', 'visual', 'vision_model', 'vision_encoder', 'image_encoder', 'encoder'),
+    *('model', 'state_dict'),
 )
 
 # What files of plain ViTs carry beside the body, by timm's names, and why it is left out.
@@ -148,16 +150,17 @@ NOT_OF_THE_BODY = (
 )
 
 
-def find_encoder(names: Iterable[str], source: str | None, location: str) -> tuple[Naming, str]:
+def find_encoder(names: Iterable[str], source: str | None, location: str) -> tuple[Naming, str, list[str]]:
     """Tell by its names how a file names the weights of its image encoder, and where the encoder is.
 
     Args:
         names: The names of the file.
-        source: Name of a naming, or prefix of the encoder that is meant; None to tell them by the names.
+        source: Name of a naming, or prefix of the encoder that is meant (``'bare'`` for none); None to tell
+            them by the names.
         location: The file, for errors.
 
     Returns:
-        The naming, and the prefix that its names have in the file.
+        The naming, the prefix that its names have in the file, and the prefixes of other encoders in it.
 
     Raises:
         ValueError: No plain ViT under any of the names that are known, or several and no way to tell which.
@@ -170,13 +173,15 @@ def find_encoder(names: Iterable[str], source: str | None, location: str) -> tup
         if name == naming.patch or name.endswith('.' + naming.patch)
     ]
     found = [(naming, prefix) for naming, prefix in found if _has_blocks(naming, prefix, names)]
+    prefixes = [prefix for _, prefix in found]
     if source is not None:
         known = {naming.name for naming in NAMINGS}
-        meant = [f for f in found if source in (f[0].name, f[1], f[1].removesuffix('.'))]
+        meant = [f for f in found if source in (f[0].name, f[1], f[1].removesuffix('.') or 'bare')]
         if not meant:
+            kind = 'a naming' if source in known else f'a naming ({", ".join(sorted(known))}) or a prefix'
             raise ValueError(
-                f'source={source!r} is neither a naming ({", ".join(sorted(known))}) nor the prefix of an '
-                f'encoder that {location!r} has; found: {_listing(found) or "no plain ViT"}'
+                f'source={source!r}: {location!r} has no encoder under such {kind}; it has '
+                f'{_listing(found) or "no plain ViT"}'
             )
         found = meant
     if not found:
@@ -185,13 +190,24 @@ def find_encoder(names: Iterable[str], source: str | None, location: str) -> tup
             f'{names[:5]}; give the file of a ViT, or rename its weights as timm has them'
         )
     for word in _PREFERRED:
-        found = [f for f in found if word in f[1]] or found
+        found = [f for f in found if word in f[1].split('.')] or found
     if len(found) > 1:
         raise ValueError(
             f'checkpoint {location!r} has {len(found)} encoders: {_listing(found)}; '
-            f'say which by source=, for instance source={found[0][1].removesuffix(".")!r}'
+            f'say which by source=, for instance source={found[0][1].removesuffix(".") or "bare"!r}'
         )
-    return found[0]
+    naming, prefix = found[0]
+    return naming, prefix, [other for other in prefixes if other != prefix]
+
+
+def names_under(weights: dict[str, Tensor], prefix: str, others: list[str]) -> dict[str, Tensor]:
+    """The weights of an encoder without its prefix, and without those of other encoders within it."""
+    within = tuple(other for other in others if other.startswith(prefix))
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in weights.items()
+        if name.startswith(prefix) and not (within and name.startswith(within))
+    }
 
 
 def _has_blocks(naming: Naming, prefix: str, names: list[str]) -> bool:
@@ -200,7 +216,7 @@ def _has_blocks(naming: Naming, prefix: str, names: list[str]) -> bool:
 
 
 def _listing(found: list[tuple[Naming, str]]) -> str:
-    return ', '.join(f'{prefix or "(no prefix)"} as {naming.name} names it' for naming, prefix in found)
+    return ', '.join(f'{prefix or "bare"} as {naming.name} names it' for naming, prefix in found)
 
 
 def to_timm_names(weights: dict[str, Tensor], naming: Naming) -> dict[str, Tensor]:
@@ -209,8 +225,14 @@ def to_timm_names(weights: dict[str, Tensor], naming: Naming) -> dict[str, Tenso
     for name, tensor in weights.items():
         for pattern, replacement in naming.rules:
             name = re.sub(pattern, replacement, name)
-        renamed[naming.prefix + name] = tensor
+        _put(renamed, naming.prefix + name, tensor)
     return renamed
+
+
+def _put(weights: dict[str, Tensor], name: str, tensor: Tensor) -> None:
+    if name in weights:
+        raise ValueError(f'there are two weights for {name}, under different names; expected one')
+    weights[name] = tensor
 
 
 # Names of one thing that differ among timm's ViTs; which is right is told by the model. In order.
@@ -233,5 +255,5 @@ def to_names_of(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> dict
         if name not in expected:
             others = (re.sub(pattern, new, name) for pattern, new in _SYNONYMS)
             name = next((other for other in others if other in expected), name)
-        fitted[name] = tensor
+        _put(fitted, name, tensor)
     return fitted

@@ -98,8 +98,11 @@ def _why_not_plain(vit: nn.Module) -> str | None:
 
 
 def _suggest(base: str) -> str:
-    close = get_close_matches(base, timm.list_models(['vit_*', 'deit*', '*_patch*']), n=3, cutoff=0.6)
-    return f'; the closest are {_listing(close)}' if close else "; see timm.list_models('vit*')"
+    known = timm.list_models(['vit_*', 'deit*', 'beit*', 'eva*', 'samvit*', 'aimv2*', 'flexivit*'])
+    close = get_close_matches(base.lower(), known, n=3, cutoff=0.6)
+    if close:
+        return f'; the closest are {_listing(close)}'
+    return '; tools/inspect_checkpoint.py FILE lists the names that a checkpoint fits'
 
 
 def _listing(names) -> str:

@@ -178,9 +178,11 @@ class ModulePositions(AbsolutePositions):
         if own is None:
             return block(x, shared_rel_pos=bias)
         own.given = bias
-        x = block(x)
-        own.given = None
-        return x
+        try:
+            return block(x)
+        finally:
+            # Also where recomputation stops early, which it does by an exception.
+            own.given = None
 
 
 class _Given:

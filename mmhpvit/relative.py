@@ -42,12 +42,12 @@ def table_bias(
     grid = table[: height * width].T.unflatten(1, (height, width))
     grid_of_image = math.ceil(extent[0]), math.ceil(extent[1])
     exact = grid_of_image == tuple(window)
-    weights = [
-        _axis_weights(w, None if exact else e, s, spacing, table.dtype, table.device)
+    rows, columns = (
+        _axis_weights(w, None if exact else e, s, spacing, table.device).to(table.dtype)
         for w, e, s in zip(window, grid_of_image, shape, strict=True)
-    ]
-    with torch.autocast(table.device.type, enabled=False):
-        offsets = weights[0] @ grid @ weights[1].T
+    )
+    with torch.autocast('cpu' if table.is_meta else table.device.type, enabled=False):
+        offsets = rows @ grid @ columns.T
     bias = _between_tokens(offsets, shape)
     if not prefix:
         return bias
@@ -90,50 +90,54 @@ def _between_tokens(offsets: Tensor, shape: tuple[int, int]) -> Tensor:
     return offsets[:, dy[:, None, :, None], dx[None, :, None, :]].flatten(3, 4).flatten(1, 2)
 
 
-@lru_cache(maxsize=4096)
 def _axis_weights(
-    window: int,
-    extent: int | None,
-    length: int,
-    spacing: float,
-    dtype: torch.dtype,
-    device: torch.device,
+    window: int, extent: int | None, length: int, spacing: float, device: torch.device
 ) -> Tensor:
     """Linear interpolation from the points of an axis of a table to the offsets of a sequence.
 
+    Made on the device, without a copy from the host.
+
     Returns:
-        (2 * length - 1, 2 * window - 1).
+        (2 * length - 1, 2 * window - 1), float64.
     """
-    points = torch.tensor(stretched_points(window, extent), dtype=torch.float64)
-    offsets = torch.arange(1 - length, length, dtype=torch.float64) * spacing
+    offsets = torch.arange(1 - length, length, device=device, dtype=torch.float64) * spacing
     if window == 1:
-        return torch.ones(len(offsets), 1, dtype=dtype, device=device)
-    offsets = offsets.clamp(points[0], points[-1])
-    after = torch.searchsorted(points, offsets).clamp(min=1)
+        return torch.ones_like(offsets)[:, None]
+    points = stretched_points(window, extent, device)
+    last = len(points) - 1
+    offsets = torch.minimum(torch.maximum(offsets, points[0]), points[-1])
+    after = torch.searchsorted(points, offsets).clamp(1, last)
     share = (offsets - points[after - 1]) / (points[after] - points[after - 1])
-    weights = torch.zeros(len(offsets), len(points), dtype=torch.float64)
-    weights.scatter_(1, after[:, None], share[:, None])
-    weights.scatter_(1, after[:, None] - 1, 1 - share[:, None])
-    return weights.to(device, dtype)
+    weights = offsets.new_zeros(len(offsets), len(points))
+    return weights.scatter(1, after[:, None], share[:, None]).scatter(
+        1, after[:, None] - 1, 1 - share[:, None]
+    )
 
 
-def stretched_points(window: int, extent: int | None) -> list[float]:
+def stretched_points(window: int, extent: int | None, device: torch.device | str = 'cpu') -> Tensor:
     """Offsets in patches that the 2 * window - 1 points of an axis of a table stand for.
 
     Args:
         window: Patches of the pre-training grid on that axis.
         extent: Patches of the image; None where the image has the pre-training grid, whose points stay.
+        device: Where to make them.
 
     Returns:
-        The whole offsets, or as in BEiT's fine-tuning code 1, 1 + q, 1 + q + q^2, ... on either side of 0,
-        with the q in [1.01, 1.5] that comes nearest to ending at the edge of the image.
+        Float64: the whole offsets, or as in BEiT's fine-tuning code 1, 1 + q, 1 + q + q^2, ... on either side
+        of 0, with the q in [1.01, 1.5] that comes nearest to ending at the edge of the image.
     """
-    ratio = 1.0
+    steps = torch.arange(window, device=device, dtype=torch.float64)
     if extent is not None:
-        low, high = 1.01, 1.5
-        while high - low > 1e-6:
-            ratio = (low + high) / 2
-            too_far = (1 - ratio ** (window - 1)) / (1 - ratio) > extent - 1
-            low, high = (low, ratio) if too_far else (ratio, high)
-    steps = [sum(ratio**j for j in range(i)) for i in range(window)]
-    return [-s for s in steps[:0:-1]] + [float(s) for s in steps]
+        ratio = _ratio(window, extent)
+        steps = (ratio**steps - 1) / (ratio - 1)
+    return torch.cat([-steps[1:].flip(0), steps])
+
+
+@lru_cache(maxsize=4096)
+def _ratio(window: int, extent: int) -> float:
+    low, high, ratio = 1.01, 1.5, 1.01
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        too_far = (1 - ratio ** (window - 1)) / (1 - ratio) > extent - 1
+        low, high = (low, ratio) if too_far else (ratio, high)
+    return ratio

@@ -20,8 +20,8 @@ class LoadReport:
         zero: Names of parameters that the file leaves out because they are zero there.
         new: Names of the backbone's parameters that the plain ViT, or the file, does not have.
         dropped: Name in the source and the reason why the backbone has no place for it.
-        mean, std: What timm's weights of this name expect images to be normalised with, on a scale of 0 to
-            255; None where timm does not know.
+        images: What images must be normalised with, mean and standard deviation on a scale of 0 to 255, and the
+            tags of timm's weights of this name that expect it; several where that depends on who trained.
     """
 
     source: str
@@ -34,8 +34,7 @@ class LoadReport:
     zero: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
     dropped: list[tuple[str, str]] = field(default_factory=list)
-    mean: list[float] | None = None
-    std: list[float] | None = None
+    images: dict[tuple[tuple[float, ...], tuple[float, ...]], list[str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """The report as a table, one line for each group and for each exception."""
@@ -50,8 +49,11 @@ class LoadReport:
         table = '\n'.join(f'  {group:<8} {count:>4}  {text}' for group, count, text in lines)
         where = f', under {self.prefix}' if self.prefix else ''
         text = f'Weights of {self.plain} from {self.source} (names of {self.naming}{where}):\n{table}'
-        if self.mean:
-            text += f"\n  images: timm's weights of this name expect mean={self.mean}, std={self.std}"
+        for (mean, std), tags in self.images.items():
+            whose = f' ({", ".join(tags)})' if len(self.images) > 1 else ''
+            text += f'\n  images: mean={list(mean)}, std={list(std)}{whose}'
+        if len(self.images) > 1:
+            text += '\n  which of these depends on who trained the weights'
         return text
 
 
@@ -76,4 +78,4 @@ def abbreviate(names: list[str]) -> list[str]:
     each, span = blocks[indices[0]], f'blocks.{indices[0]}-{indices[-1]}'
     if len(each) <= 3:
         return [*short, *(f'{span}.{rest}' for rest in each)]
-    return [*short, f'{span} ({len(each)} weights each)']
+    return [*short, f'{span} ({len(each)} weights each, such as {each[0]})']

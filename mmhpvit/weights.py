@@ -3,19 +3,20 @@
 
 import os
 import re
-import zipfile
 from collections import Counter
 
 import torch
 from mmengine.logging import print_log
 from mmengine.model.weight_init import update_init_info
 from mmengine.registry import WEIGHT_INITIALIZERS
-from timm.models import load_state_dict_from_hf
+from safetensors import SafetensorError
+from timm.models import get_arch_pretrained_cfgs, load_state_dict_from_hf
 from torch import Tensor, nn
 
-from .checkpoint import local_file, read_checkpoint, refuse_zip_bomb
-from .conversion import KERNEL, POSITIONS, Weights, convert, expected_weights
+from .checkpoint import local_file, read_checkpoint
+from .conversion import KERNEL, POSITIONS, Weights, convert
 from .embed import resize_kernel
+from .npz import read_npz
 from .plain import PREFIX_TOKENS, build_plain_vit
 from .report import LoadReport
 
@@ -37,10 +38,15 @@ def load_plain_weights(
         What became of every weight.
 
     Raises:
+        TypeError: Another module than these, or something else than a path.
         FileNotFoundError, OSError: A file that is not there, a download that failed.
         ValueError: A file that cannot be read, does not belong to this plain ViT, lacks weights or has
             weights that are not known to be superfluous, or values that are no numbers.
     """
+    if not isinstance(getattr(backbone, 'plain', None), str):
+        raise TypeError(
+            f'weights are loaded into an HPViT or PlainViTPyramid, not into a {type(backbone).__name__}'
+        )
     plain = build_plain_vit(backbone.plain)
     weights, shapes, report = plain_weights(plain, backbone.plain, checkpoint, source)
     _copy(weights, shapes, plain, backbone, report)
@@ -64,34 +70,44 @@ def plain_weights(
     Raises:
         FileNotFoundError, OSError, ValueError: As :func:`load_plain_weights`.
     """
+    if checkpoint is not None and not isinstance(checkpoint, str | os.PathLike):
+        raise TypeError(
+            f'checkpoint is a {type(checkpoint).__name__}; expected the path or address of a file'
+        )
     checkpoint = os.fspath(checkpoint) if checkpoint else None
     report = LoadReport(checkpoint or f"timm's weights of {name}", name)
-    report.mean, report.std = (_to_255(plain.pretrained_cfg.get(key)) for key in ('mean', 'std'))
-    raw = _read(checkpoint, plain, name) if checkpoint else _timm_weights(plain, name)
+    report.images = _images(plain, name)
+    in_file = {}
+    if checkpoint is None:
+        raw = _timm_weights(plain, name)
+    elif (path := local_file(checkpoint)).suffix == '.npz':
+        raw, in_file = read_npz(path, plain, name)
+    else:
+        raw = read_checkpoint(checkpoint)
     weights, shapes = convert(raw, plain, source, report)
+    shapes |= in_file
+    report.resized = [
+        (n, shapes[n], tuple(tensor.shape))
+        for n, tensor in weights.items()
+        if n in shapes and _was_resized(n, shapes[n], tensor, plain)
+    ]
     kinds = Counter(str(t.dtype).removeprefix('torch.') for t in weights.values())
     report.cast = [(count, kind) for kind, count in kinds.items() if kind != 'float32']
     return weights, shapes, report
 
 
-def _to_255(values: tuple[float, ...] | None) -> list[float] | None:
-    return [round(255 * value, 3) for value in values] if values else None
-
-
-def _read(checkpoint: str, plain: nn.Module, name: str) -> dict[str, Tensor]:
-    if not checkpoint.endswith('.npz'):
-        return read_checkpoint(checkpoint)
-    path = local_file(checkpoint)
-    refuse_zip_bomb(path)
-    try:
-        # The original AugReg format; timm reads it with numpy, pickles not allowed, straight into its model.
-        plain.load_pretrained(str(path))
-    except (ValueError, KeyError, RuntimeError, OSError, AttributeError, zipfile.BadZipFile) as error:
-        reason = str(error).split('\n')[0]
-        raise ValueError(
-            f'checkpoint {checkpoint!r} is no .npz file of a ViT that fits plain={name!r} ({reason})'
-        ) from error
-    return expected_weights(plain)
+def _images(plain: nn.Module, name: str) -> dict[tuple, list[str]]:
+    """Mean and standard deviation of images, with the tags of timm's weights that expect them."""
+    own = [plain.pretrained_cfg] if '.' in name else get_arch_pretrained_cfgs(name).values()
+    found: dict[tuple, list[str]] = {}
+    for config in own:
+        mean, std, tag = (
+            (config[k] if isinstance(config, dict) else getattr(config, k)) for k in ('mean', 'std', 'tag')
+        )
+        if mean and std:
+            key = tuple(tuple(round(255 * value, 3) for value in values) for values in (mean, std))
+            found.setdefault(key, []).append(tag or 'untagged')
+    return found
 
 
 def _timm_weights(plain: nn.Module, name: str) -> dict[str, Tensor]:
@@ -103,7 +119,7 @@ def _timm_weights(plain: nn.Module, name: str) -> dict[str, Tensor]:
         return read_checkpoint(cfg['url'])
     try:
         return load_state_dict_from_hf(*where, weights_only=True)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = str(error).split('\n')[0][:160]
         raise OSError(
             f"timm's weights of {name!r} could not be fetched ({reason}); fetch them elsewhere and give "
@@ -127,16 +143,23 @@ def _copy(
         if not targets:
             report.dropped.append((name, _why_not_built(name)))
         if name == KERNEL:
-            tensor = resize_kernel(tensor, own[name].shape[-1])
+            tensor = _kernel(tensor, shapes.get(name), own[name], report)
         for target in targets:
             with torch.no_grad():
                 own[target].copy_(tensor)
             taken.add(target)
-            if name in shapes and _was_resized(name, shapes[name], own[target], plain):
-                report.resized.append((name, shapes[name], tuple(own[name].shape)))
-            else:
+            if name not in (resized for resized, *_ in report.resized):
                 report.loaded.append(target)
     report.new = [name for name in own if name not in taken]
+
+
+def _kernel(kernel: Tensor, in_file: tuple[int, ...] | None, own: Tensor, report: LoadReport) -> Tensor:
+    """The patch kernel in the size that the backbone has it in, with its line in the report."""
+    report.resized = [entry for entry in report.resized if entry[0] != KERNEL]
+    old = in_file if in_file and len(in_file) == 4 else tuple(kernel.shape)
+    if old != tuple(own.shape):
+        report.resized.append((KERNEL, old, tuple(own.shape)))
+    return resize_kernel(kernel, own.shape[-1])
 
 
 def _was_resized(name: str, old: tuple[int, ...], own: Tensor, plain: nn.Module) -> bool:
@@ -178,10 +201,6 @@ class PlainViTInit:
             TypeError: A module that is not made from a plain ViT.
             FileNotFoundError, OSError, ValueError: As :func:`load_plain_weights`.
         """
-        if not hasattr(module, 'plain'):
-            raise TypeError(
-                f"init_cfg type 'PlainViT' is for HPViT and PlainViTPyramid, not for {type(module).__name__}"
-            )
         report = load_plain_weights(module, self.checkpoint, self.source)
         print_log(str(report), logger='current')
         if hasattr(module, '_params_init_info'):

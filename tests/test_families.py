@@ -301,7 +301,7 @@ def test_clip_of_openai_and_openclip(quick_gelu, wrapped, tmp_path):
     tokens = model.visual.forward_intermediates(x, [DEPTH - 1], normalize_intermediates=True)
     torch.testing.assert_close(backbone(x)[0], tokens['image_intermediates'][0], **NEAR)
     assert report.naming == 'clip'
-    assert report.prefix == ('module.visual.' if wrapped else 'visual.')
+    assert report.prefix == ('state_dict.module.visual.' if wrapped else 'visual.')
     assert ('visual.proj', 'head of the pre-training') in report.dropped
 
 
@@ -361,7 +361,7 @@ def test_mmseg(kind, of_a_segmenter, tmp_path):
     backbone = backbone if kind == 'VisionTransformer' else without_norms(backbone)
     torch.testing.assert_close(backbone(x)[0], model(x)[0], **NEAR)
     assert report.naming == 'openmmlab'
-    assert report.prefix == ('backbone.' if of_a_segmenter else '')
+    assert report.prefix == ('state_dict.backbone.' if of_a_segmenter else '')
     assert report.zero == (['patch_embed.proj.bias'] if kind == 'VisionTransformer' else [])
     tables = [name for name, reason in report.dropped if reason == 'zeros, which add nothing']
     assert len(tables) == (DEPTH if kind == 'MAE' else 0)
@@ -370,7 +370,9 @@ def test_mmseg(kind, of_a_segmenter, tmp_path):
 def test_a_trained_table_beside_a_position_embedding_is_refused(tmp_path):
     model = noisy(MAE(**_MMSEG, init_values=0.1))
     torch.save(model.state_dict(), tmp_path / 'mae.pth')
-    with pytest.raises(ValueError, match=r'unknown 4 weights .*relative_position_bias_table'):
+    with pytest.raises(
+        ValueError, match=r'unknown 4 weights \(blocks.0-3.attn.relative_position_bias_table\)'
+    ):
         load('like_scaled', tmp_path / 'mae.pth')
 
 
@@ -469,7 +471,7 @@ def test_dinov2_of_its_training_keeps_blocks_in_chunks(tmp_path):
     backbone, report = load('like_dinov2', tmp_path / 'dinov2.pth')
     x = image()
     assert_tokens(backbone, vit.forward_features(x)[:, 1:], x)
-    assert report.prefix == 'teacher.backbone.'
+    assert report.prefix == 'model.teacher.backbone.'
 
 
 def test_vitdet_has_positions_of_a_class_token_that_it_has_not(tmp_path):
@@ -669,8 +671,38 @@ def test_of_two_encoders_the_file_must_say_which(tmp_path):
         backbone, report = load('like_vit', tmp_path / 'two.pth', source=source)
         assert torch.equal(backbone.pos_embed, weights['pos_embed'])
         assert {reason for _, reason in report.dropped} == {'not of the encoder'}
-    with pytest.raises(ValueError, match=r"source='middle' is neither a naming \(aimv2, .*found: left"):
+    with pytest.raises(
+        ValueError, match=r"source='middle'.*a naming \(aimv2, .*\) or a prefix; it has left\. as timm"
+    ):
         load('like_vit', tmp_path / 'two.pth', source='middle')
+
+
+def test_a_bare_encoder_beside_another(tmp_path):
+    first, second = _vit_weights(), _vit_weights()
+    torch.save(first | {f'other.{k}': v for k, v in second.items()}, tmp_path / 'two.pth')
+    with pytest.raises(ValueError, match=r"bare as timm names it, other\..*source='bare'"):
+        load('like_vit', tmp_path / 'two.pth')
+    for source, weights in [('bare', first), ('other', second)]:
+        backbone, _ = load('like_vit', tmp_path / 'two.pth', source=source)
+        assert torch.equal(backbone.pos_embed, weights['pos_embed'])
+
+
+def test_names_of_another_kind_of_vit(tmp_path):
+    weights = {}
+    for name, tensor in timm.create_model('like_pe', num_classes=0).state_dict().items():
+        if not name.startswith('attn_pool'):
+            weights |= _as_of_pe(name, tensor)
+    torch.save(weights, tmp_path / 'clip.pth')
+    for plain in ('like_beit', 'like_sam'):
+        with pytest.raises(ValueError, match='names of clip, which belong to another kind of ViT'):
+            load(plain, tmp_path / 'clip.pth')
+
+
+def test_folders_of_hugging_face(tmp_path):
+    model = noisy(transformers.ViTModel(transformers.ViTConfig(**_HF)))
+    model.save_pretrained(tmp_path)
+    backbone, _ = load('like_vit', tmp_path)
+    assert torch.equal(backbone.cls_token, model.embeddings.cls_token)
 
 
 def test_source_may_be_given_in_a_config(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from mmhpvit import HPViT, load_plain_weights
@@ -27,14 +28,14 @@ def run(tool: str, *args) -> subprocess.CompletedProcess:
         ('tiny_no_class', 16, {}, 'prefix     none'),
         ('tiny_wide_grid', 19, {'cls_token': 1}, 'positions  19\n'),
         ('tiny_dinov3', None, {'cls_token': 1, 'reg_token': 4}, 'no absolute embedding'),
-        ('tiny_sam', 16, {}, 'heads      3'),
+        ('tiny_sam', 16, {}, '3 heads'),
     ],
 )
 def test_what_a_file_holds(plain, positions, tokens, words, tmp_path):
     weights = timm.create_model(plain).state_dict()
     torch.save({'model': {f'module.{k}': v for k, v in weights.items()}}, tmp_path / 'vit.pth')
     found = inspect_checkpoint(tmp_path / 'vit.pth', plain)
-    assert (found.naming, found.prefix) == ('timm', 'module.')
+    assert (found.naming, found.prefix) == ('timm', 'model.module.')
     assert (found.width, found.depth, found.patch) == (48, 4, 16)
     assert (found.positions, found.tokens) == (positions, tokens)
     assert words in str(found)
@@ -45,8 +46,27 @@ def test_what_a_file_holds(plain, positions, tokens, words, tmp_path):
 def test_the_vits_that_fit_are_found(real_weights):
     result = run('inspect_checkpoint.py', real_weights)
     assert result.returncode == 0, result.stderr
-    assert 'fits       vit_tiny_patch16_224, deit_tiny_patch16_224, vit_tiny_patch16_384' in result.stdout
+    fits = 'vit_tiny_patch16_224, deit_tiny_patch16_224, vit_tiny_patch16_384 (3 heads, GELU, eps 1e-06)'
+    assert f'fits       {fits}' in result.stdout
     assert 'loaded    156' in result.stdout
+
+
+@pytest.mark.slow
+def test_names_that_compute_something_else_are_told_apart(tmp_path):
+    """A CLIP fits ViTs with another activation and with rotary positions; its configuration tells."""
+    vision = dict(
+        hidden_size=768, num_attention_heads=12, intermediate_size=3072, patch_size=16, num_hidden_layers=12
+    )
+    model = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**vision))
+    model.save_pretrained(tmp_path)
+    found = inspect_checkpoint(tmp_path)
+    assert 'quickgelu' in found.fits[0]
+    assert found.positions == 197
+    assert len(set(found.traits.values())) > 1
+    assert 'compute different things' in str(found)
+    model = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**vision))
+    model.save_pretrained(tmp_path / 'siglip')
+    assert 'siglip' in inspect_checkpoint(tmp_path / 'siglip').fits[0]
 
 
 @pytest.mark.slow
@@ -59,12 +79,18 @@ def test_inspecting_what_does_not_load_fails(real_weights, tmp_path):
     result = run('inspect_checkpoint.py', tmp_path / 'odd.safetensors')
     assert result.returncode == 1
     assert 'width      48' in result.stdout
-    assert 'fits       no plain ViT of timm' in result.stdout
+    assert 'fits       no plain ViT of timm; none has this width and patch' in result.stdout
+    torch.save({k: v.to(torch.int8) for k, v in load_file(real_weights).items()}, tmp_path / 'int8.pth')
+    assert 'before quantisation' in run('inspect_checkpoint.py', tmp_path / 'int8.pth').stderr
+    short = {k: v for k, v in load_file(real_weights).items() if not k.startswith('blocks.11.')}
+    save_file(short, tmp_path / 'short.safetensors')
+    assert 'has depth 11' in run('inspect_checkpoint.py', tmp_path / 'short.safetensors').stdout
     result = run('inspect_checkpoint.py', tmp_path / 'nowhere.pth')
     assert result.returncode == 1
     assert 'does not exist' in result.stderr
+    (tmp_path / 'augreg.npz').touch()
     with pytest.raises(ValueError, match=r'convert it first with tools/convert_checkpoint\.py'):
-        inspect_checkpoint('augreg.npz')
+        inspect_checkpoint(tmp_path / 'augreg.npz')
 
 
 @pytest.mark.slow

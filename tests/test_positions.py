@@ -129,6 +129,16 @@ def test_without_prefix_tokens_copied_and_pickled(plain):
 
 
 @pytest.mark.parametrize('plain', KINDS)
+def test_training_after_prediction_and_copying_after_training(plain):
+    backbone = build(plain, with_cp=True)
+    x = torch.randn(1, 3, 40, 56).double()
+    with torch.inference_mode():
+        backbone(x)
+    sum(out.sum() for out in backbone.train()(x)).backward()
+    copy.deepcopy(backbone)
+
+
+@pytest.mark.parametrize('plain', KINDS)
 def test_half_precision_stays_near(plain):
     backbone = build(plain).float()
     x = torch.randn(1, 3, 64, 64)
@@ -219,10 +229,10 @@ def test_table_for_other_sizes_is_resized_as_timm_does(size):
     torch.testing.assert_close(ours, attention._get_rel_pos_bias()[0], rtol=0, atol=1e-5)
 
 
-def teststretched_points_end_at_the_edge_and_keep_near_offsets():
-    assert stretched_points(4, None) == [-3, -2, -1, 0, 1, 2, 3]
-    assert stretched_points(1, 5) == [0]
-    points = stretched_points(14, 32)
+def test_stretched_points_end_at_the_edge_and_keep_near_offsets():
+    assert stretched_points(4, None).tolist() == [-3, -2, -1, 0, 1, 2, 3]
+    assert stretched_points(1, 5).tolist() == [0]
+    points = stretched_points(14, 32).tolist()
     assert points == [-p for p in points[::-1]]
     assert points[14] == 1
     assert math.isclose(points[-1], 31, rel_tol=1e-4)

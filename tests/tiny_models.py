@@ -92,3 +92,4 @@ for _name, _traits in TRAITS.items():
     _register(_name, _create_vision_transformer, _traits)
 for _name, (_create, _traits) in KINDS.items():
     _register(_name, _create, _traits)
+_register('tiny_deep', _create_vision_transformer, dict(depth=6))

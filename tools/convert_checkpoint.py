@@ -9,8 +9,9 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from uuid import uuid4
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from mmhpvit.plain import build_plain_vit
 from mmhpvit.weights import plain_weights
@@ -34,12 +35,18 @@ def main() -> None:
         weights, _, report = plain_weights(plain, args.plain, checkpoint, args.source)
     except (ValueError, OSError) as error:
         sys.exit(f'error: {error}')
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    part = args.out.with_suffix('.part')
-    metadata = {'plain': args.plain, 'from': report.source}
-    save_file({k: v.float().contiguous() for k, v in weights.items()}, part, metadata)
-    part.replace(args.out)
-    report.loaded = list(weights)
+    part = args.out.with_name(f'{uuid4().hex}.part')
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, 'wb') as file:  # unlike safetensors' own writing, for all whom the umask lets read
+            file.write(save({k: v.float().contiguous() for k, v in weights.items()}, dict(plain=args.plain)))
+        part.replace(args.out)
+    except OSError as error:
+        sys.exit(f'error: {args.out} cannot be written ({error}); give another place')
+    finally:
+        part.unlink(missing_ok=True)
+    resized = {name for name, *_ in report.resized}
+    report.loaded = [name for name in weights if name not in resized]
     print(report)
     print(f'wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)')
 

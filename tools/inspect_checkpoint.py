@@ -33,9 +33,7 @@ def main() -> None:
     print(f'{args.file}' + (f' ({size:.1f} MB)' if size else ''))
     print(found)
     if found.report is None:
-        sys.exit(
-            'error: it fits no plain ViT of timm; --plain NAME says what differs from the one that you expect'
-        )
+        sys.exit('error: it fits no plain ViT of timm')
     print(found.report)
 
 
