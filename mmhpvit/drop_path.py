@@ -43,9 +43,9 @@ def drop_whole_images(block: nn.Module) -> None:
                 setattr(module, name, ImageDropPath(child.drop_prob))
 
 
-def run_block(call: Callable, block: nn.Module, index: int, x: Tensor, images: int) -> Tensor:
-    """Run a block on the sequences (images * n, L, C) of some images by ``call(block, index, x, images)``."""
+def run_block(call: Callable, block: nn.Module, index: int, x: Tensor, images: int, part: slice) -> Tensor:
+    """Run a block on sequences (images * n, L, C) by ``call(block, index, x, images, part)``."""
     for module in block.modules():
         if isinstance(module, ImageDropPath):
             module.images = images
-    return call(block, index, x, images)
+    return call(block, index, x, images, part)

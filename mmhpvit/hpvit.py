@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
@@ -21,6 +22,9 @@ from .pooling import build_pooling
 from .positions import BlockCall, Geometry, positions_of
 
 STRIDES = (4, 8, 16, 32)
+# On two cores, ViT-Ti and -B at 512x512 take a seventh less time so than with all sequences at once; 1000 to 8000
+# were tried.
+_CACHED_TOKENS = 2100
 
 
 @dataclass(frozen=True)
@@ -237,10 +241,7 @@ class HPViT(BaseModule):
             if prefix is not None:
                 p = prefix.shape[1]
                 group = cat([prefix[:, None].expand(b, n, p, c), group], dim=2)
-            x = group.flatten(0, 1)
-            for index in range(stage.start, stage.stop):
-                x = self._run_block(call, index, x, b)
-            x = x.unflatten(0, (b, n))
+            x = self._run_sequences(stage, call, group)
             prefixes.append(x[:, :, :p])
             groups.append(x[:, :, p:])
         tokens = restore(groups, stage.layout, size, stage.period)
@@ -248,8 +249,24 @@ class HPViT(BaseModule):
             prefix = (prefixes[0] if len(prefixes) == 1 else cat(prefixes, dim=1)).mean(dim=1)
         return tokens, prefix
 
-    def _run_block(self, call: BlockCall, index: int, x: Tensor, images: int) -> Tensor:
-        args = call, self.blocks[index], index, x, images
+    def _run_sequences(self, stage: Stage, call: BlockCall, group: Tensor) -> Tensor:
+        """Run the blocks of a stage on sequences (B, n, P + L, C), which know nothing of each other."""
+        b, n, length, _ = group.shape
+        step = n
+        if group.device.type == 'cpu' and not self.training and not torch.compiler.is_compiling():
+            # Few at a time stay in the cache, and take little memory.
+            step = max(1, _CACHED_TOKENS // (b * length))
+        parts = []
+        for start in range(0, n, step):
+            part = slice(start, min(start + step, n))
+            x = group[:, part].flatten(0, 1)
+            for index in range(stage.start, stage.stop):
+                x = self._run_block(call, index, x, b, part)
+            parts.append(x.unflatten(0, (b, -1)))
+        return parts[0] if len(parts) == 1 else cat(parts, dim=1)
+
+    def _run_block(self, call: BlockCall, index: int, x: Tensor, images: int, part: slice) -> Tensor:
+        args = call, self.blocks[index], index, x, images, part
         if self.with_cp and self.training:
             return checkpoint(run_block, *args, use_reentrant=False)
         return run_block(*args)

@@ -24,8 +24,9 @@ from .layouts import partition, sequence_shapes
 from .relative import module_bias, table_bias
 from .rotary import rotary_embedding
 
-# Runs a block on the sequences (images * n, P + L, C) of one group: (block, its index, tokens, images).
-BlockCall = Callable[[nn.Module, int, Tensor, int], Tensor]
+# Runs a block on some of the sequences of one group, (images * n, P + L, C): (block, its index, tokens, images,
+# which n of the group's sequences).
+BlockCall = Callable[[nn.Module, int, Tensor, int, slice], Tensor]
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class AbsolutePositions:
             device: Where the tokens are.
         """
 
-        def call(block: nn.Module, index: int, x: Tensor, images: int) -> Tensor:
+        def call(block: nn.Module, index: int, x: Tensor, images: int, part: slice) -> Tensor:
             return block(x)
 
         return [call] * len(geometry.shapes)
@@ -116,9 +117,9 @@ class RotaryPositions(AbsolutePositions):
         by_block = isinstance(rope, RotaryEmbeddingMixed)
         of_all = None if by_block else rotary_embedding(rope, coordinates, extent)
 
-        def call(block: nn.Module, index: int, x: Tensor, images: int) -> Tensor:
-            embed = rotary_embedding(rope, coordinates, extent, index) if by_block else of_all
-            return block(x, rope=embed.repeat(images, 1, 1, 1) if len(coordinates) > 1 else embed)
+        def call(block: nn.Module, index: int, x: Tensor, images: int, part: slice) -> Tensor:
+            embed = rotary_embedding(rope, coordinates[part], extent, index) if by_block else of_all[part]
+            return block(x, rope=embed.repeat(images, 1, 1, 1) if len(embed) > 1 else embed)
 
         return call
 
@@ -136,7 +137,13 @@ class TablePositions(AbsolutePositions):
 
     @staticmethod
     def _call(
-        geometry: Geometry, shape: tuple[int, int], block: nn.Module, index: int, x: Tensor, images: int
+        geometry: Geometry,
+        shape: tuple[int, int],
+        block: nn.Module,
+        index: int,
+        x: Tensor,
+        images: int,
+        part: slice,
     ) -> Tensor:
         table, window = block.attn.relative_position_bias_table, block.attn.window_size
         bias = table_bias(table, window, shape, geometry.spacing, geometry.extent, geometry.prefix)
@@ -171,6 +178,7 @@ class ModulePositions(AbsolutePositions):
         index: int,
         x: Tensor,
         images: int,
+        part: slice,
     ) -> Tensor:
         own = block.attn.rel_pos
         module = common if own is None else own
@@ -220,7 +228,14 @@ class WindowPositions(AbsolutePositions):
         return [partial(self._call, geometry.spacing, shape) for shape in geometry.shapes]
 
     def _call(
-        self, spacing: float, shape: tuple[int, int], block: nn.Module, index: int, x: Tensor, images: int
+        self,
+        spacing: float,
+        shape: tuple[int, int],
+        block: nn.Module,
+        index: int,
+        x: Tensor,
+        images: int,
+        part: slice,
     ) -> Tensor:
         block.window_size = math.ceil(self.windows[index] / spacing)
         return block(x.unflatten(1, shape)).flatten(1, 2)

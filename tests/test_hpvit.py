@@ -9,8 +9,9 @@ from mmcv.ops import roi_align
 from mmdet.models.necks import FPN
 from mmengine.registry import MODELS
 from timm.layers import resample_abs_pos_embed
-from tiny_models import TRAITS
+from tiny_models import KINDS, TRAITS
 
+import mmhpvit.hpvit
 from mmhpvit import HPViT, PlainViTPyramid
 from mmhpvit.embed import power_of_two_patch, resize_kernel
 from mmhpvit.hpvit import default_depths
@@ -138,6 +139,18 @@ def test_each_token_attends_to_what_its_layout_says():
             reached = grad[0].abs().sum(-1) > 0
             expected = [[together((y, x), (i, j)) for j in range(6)] for i in range(7)]
             assert reached.tolist() == expected, (attention, y, x)
+
+
+@pytest.mark.parametrize('plain', [TINY, 'tiny_registers', *KINDS])
+@pytest.mark.parametrize('tokens', [1, 40, 100])
+def test_few_sequences_at_a_time_are_the_same(plain, tokens, monkeypatch):
+    backbone = noisy(build(plain))
+    x = torch.randn(2, 3, 72, 100).double()
+    monkeypatch.setattr(mmhpvit.hpvit, '_CACHED_TOKENS', 10**9)
+    together = backbone(x)
+    monkeypatch.setattr(mmhpvit.hpvit, '_CACHED_TOKENS', tokens)
+    for few, all_at_once in zip(backbone(x), together, strict=True):
+        torch.testing.assert_close(few, all_at_once, **EXACT)
 
 
 def test_conv_and_average_pooling_start_equal():

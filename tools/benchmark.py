@@ -1,0 +1,151 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+"""Measure backbones side by side: operations, time, memory.
+
+    python tools/benchmark.py hpvit:vit_base_patch16_224 plain:vit_base_patch16_224 swin-b --sizes 512x512
+
+Models are hpvit:NAME or plain:NAME with the timm name of a plain ViT and options as :name=value, timm:NAME,
+a config, swin-t, swin-b, mmseg-mae-b or mmseg-beit-b. They take turns, round by round; ratios of one run are
+what counts, seconds are those of a machine on a day. Limit is the time that the matrix products and
+attentions of the forward pass take alone, at the rate that torch.nn.functional.linear and
+scaled_dot_product_attention have on the same shapes. Memory is measured on a GPU, and elsewhere counted by
+the tensors that live.
+"""
+
+import argparse
+import json
+import logging
+import platform
+import sys
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import torch
+from bench.counting import count_flops, count_memory
+from bench.models import build
+from bench.plot import draw
+from bench.timing import Limit, forward, measure, step
+from tqdm import tqdm
+
+SIZES = ('224x224', '512x512', '512x1024', '1024x1024', '800x1333')
+DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
+
+
+def machine(device: str) -> str:
+    """What the numbers were measured on."""
+    if device == 'cuda':
+        name = torch.cuda.get_device_name()
+    else:
+        info = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
+        names = [line.split(':')[1].strip() for line in info.split('\n') if line.startswith('model name')]
+        name = f'{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads'
+    return f'{name}; torch {torch.__version__}, Python {platform.python_version()}'
+
+
+def measured_memory(run, device: str) -> int | None:
+    """Most that a call allocates on a GPU; None elsewhere."""
+    if device != 'cuda':
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def measure_size(args: argparse.Namespace, size: tuple[int, int]) -> list[dict]:
+    """One row for each model at one image size."""
+    device, dtype = args.device, DTYPES[args.dtype]
+    x = torch.randn(args.batch, 3, *size, device=device)
+    precision = nullcontext if args.dtype == 'fp32' else partial(torch.autocast, device, dtype)
+    rows, runs, limits = [], {}, {}
+    for spec in args.models:
+        try:
+            model = build(spec, size)
+        except (ValueError, AssertionError, RuntimeError) as error:
+            reason = str(error).splitlines()[0][:100]
+            print(f'{spec} at {size[0]}x{size[1]}: left out, {reason}', file=sys.stderr)
+            continue
+        model.train(args.train)
+        row = dict(model=spec, height=size[0], width=size[1], batch=args.batch)
+        row['parameters'] = sum(p.numel() for p in model.parameters())
+        row['flops'] = count_flops(model, size, args.batch)
+        row['total_flops'] = sum(sum(kinds.values()) for kinds in row['flops'].values())
+        row |= vars(count_memory(model, size, args.batch, None if args.dtype == 'fp32' else dtype))
+        rows.append(row)
+        if args.count_only:
+            continue
+        model.to(device)
+        if not args.train:
+            limits[spec] = Limit(model, x, dtype)
+        run = torch.compile(model, dynamic=False) if args.compile else model
+        runs[spec] = partial(step if args.train else forward, run, x, precision)
+        row['measured_memory'] = measured_memory(runs[spec], device)
+
+    def progress(rounds):
+        return tqdm(rounds, desc=f'{size[0]}x{size[1]}', disable=not sys.stderr.isatty())
+
+    for spec, times in measure(runs, limits, device, args.rounds, progress).items():
+        row = next(row for row in rows if row['model'] == spec)
+        row |= dict(seconds=times.median, fastest=min(times.seconds), slowest=max(times.seconds))
+        row |= dict(limit=times.ratio) if spec in limits else {}
+    return rows
+
+
+def table(rows: list[dict], train: bool) -> str:
+    """The rows in Markdown; ratios to the first model of each size."""
+    head = ['model', 'size', 'M params', 'GFLOP']
+    head += ['s (range)', 'x first', 's / TFLOP', 'images/s', 'x limit'] if 'seconds' in rows[0] else []
+    head += ['GB training', 'GB saved'] if train else ['GB inference']
+    lines = [head, ['---'] * len(head)]
+    for row in rows:
+        first = next(r for r in rows if (r['height'], r['width']) == (row['height'], row['width']))
+        cells = [row['model'], f'{row["height"]}x{row["width"]}', f'{row["parameters"] / 1e6:.1f}']
+        cells.append(f'{row["total_flops"] / 1e9:.1f}')
+        if 'seconds' in row:
+            cells.append(f'{row["seconds"]:.3f} ({row["fastest"]:.3f} to {row["slowest"]:.3f})')
+            cells.append(f'{row["seconds"] / first["seconds"]:.2f}')
+            work = row['total_flops'] * (3 if train else 1)
+            cells.append(f'{row["seconds"] / work * 1e12:.2f}')
+            cells.append(f'{row["batch"] / row["seconds"]:.2f}')
+            cells.append(f'{row["limit"]:.2f}' if 'limit' in row else '')
+        kinds = ('training', 'saved') if train else ('inference',)
+        cells += [f'{(row.get("measured_memory") or row[kind]) / 1e9:.2f}' for kind in kinds]
+        lines.append(cells)
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def main() -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument('models', nargs='+')
+    parser.add_argument('--sizes', nargs='+', default=SIZES, help='HEIGHTxWIDTH; default: %(default)s')
+    parser.add_argument('--batch', type=int, default=1)
+    parser.add_argument('--rounds', type=int, default=7)
+    parser.add_argument('--train', action='store_true', help='forward and backward instead of forward')
+    parser.add_argument('--dtype', choices=DTYPES, default='fp32')
+    parser.add_argument('--compile', action='store_true', help='torch.compile the models')
+    here = 'cuda' if torch.cuda.is_available() else 'cpu'
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default=here)
+    parser.add_argument('--count-only', action='store_true', help='operations and memory, no times')
+    parser.add_argument('--out', type=Path, help='write OUT.json, OUT.md and the plot OUT.png')
+    args = parser.parse_args()
+    logging.getLogger('timm').setLevel(logging.ERROR)
+    torch.manual_seed(0)
+    sizes = [tuple(int(side) for side in size.split('x')) for size in args.sizes]
+    rows = [row for size in sizes for row in measure_size(args, size)]
+    if not rows:
+        sys.exit('error: none of the models can be measured at these sizes')
+    passes = 'training step' if args.train else 'forward'
+    what = f'{passes}, {args.dtype}, {"compiled" if args.compile else "eager"}, batch {args.batch}'
+    head = f'{machine(args.device)}; {what}, median of {args.rounds} rounds'
+    text = f'{head}\n\n{table(rows, args.train)}\n'
+    print(text)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.with_suffix('.json').write_text(json.dumps(rows, indent=1))
+        args.out.with_suffix('.md').write_text(text)
+        draw(rows, 'training' if args.train else 'inference', args.out.with_suffix('.png'))
+
+
+if __name__ == '__main__':
+    main()
