@@ -11,28 +11,32 @@ class ImageDropPath(nn.Module):
     """Stochastic depth with one draw an image, shared by all of its attention sequences.
 
     timm's DropPath draws once for each row of its input. Here the rows are attention sequences, and
-    dropping a part of an image's interleaved sequences would put a pattern into its map of tokens. (Where a
-    layout makes groups of sequences of different shapes, each group of an image draws for itself.)
+    dropping a part of an image's interleaved sequences would put a pattern into its map of tokens.
 
     Args:
         drop_prob: Probability with which an image skips the branch, in [0, 1).
 
     Attributes:
-        images: Number of images in the batch; set before each forward.
+        kept: (images, 1), 0 for an image that skips and 1 / (1 - drop_prob) for one that does not; set
+            before each forward in training.
     """
 
     def __init__(self, drop_prob: float) -> None:
         super().__init__()
         self.drop_prob = drop_prob
-        self.images = 1
+        self.kept: Tensor | None = None
+
+    def draw(self, like: Tensor, images: int) -> Tensor | None:
+        """Draw ``kept`` on the device and in the type of ``like``; None outside of training."""
+        if not self.training:
+            return None
+        return like.new_empty(images, 1).bernoulli_(1 - self.drop_prob).div_(1 - self.drop_prob)
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop (images * sequences, ...) for some images, and scale up what stays, in training."""
         if not self.training:
             return x
-        keep = 1 - self.drop_prob
-        mask = x.new_empty(self.images, 1).bernoulli_(keep).div_(keep)
-        return (x.reshape(self.images, -1) * mask).reshape(x.shape)
+        return (x.reshape(len(self.kept), -1) * self.kept).reshape(x.shape)
 
 
 def drop_whole_images(block: nn.Module) -> None:
@@ -43,9 +47,24 @@ def drop_whole_images(block: nn.Module) -> None:
                 setattr(module, name, ImageDropPath(child.drop_prob))
 
 
-def run_block(call: Callable, block: nn.Module, index: int, x: Tensor, images: int, part: slice) -> Tensor:
-    """Run a block on sequences (images * n, L, C) by ``call(block, index, x, images, part)``."""
-    for module in block.modules():
-        if isinstance(module, ImageDropPath):
-            module.images = images
+def drop_paths(block: nn.Module) -> list[ImageDropPath]:
+    """The stochastic depth modules of a block."""
+    return [module for module in block.modules() if isinstance(module, ImageDropPath)]
+
+
+def run_block(
+    call: Callable,
+    block: nn.Module,
+    index: int,
+    x: Tensor,
+    images: int,
+    part: slice,
+    kept: list[Tensor | None],
+) -> Tensor:
+    """Run a block on sequences (images * n, L, C) by ``call(block, index, x, images, part)``.
+
+    ``kept`` holds what was drawn for each of its stochastic depth modules.
+    """
+    for module, drawn in zip(drop_paths(block), kept, strict=True):
+        module.kept = drawn
     return call(block, index, x, images, part)

@@ -14,7 +14,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, cat, nn
 from torch.utils.checkpoint import checkpoint
 
-from .drop_path import drop_whole_images, run_block
+from .drop_path import drop_paths, drop_whole_images, run_block
 from .embed import PATCH_KERNELS, PatchEmbedding, power_of_two_patch
 from .layouts import LAYOUTS, partition, restore
 from .plain import PREFIX_TOKENS, SHARED_POSITIONS, build_plain_vit
@@ -25,6 +25,8 @@ STRIDES = (4, 8, 16, 32)
 # On two cores, ViT-Ti and -B at 512x512 take a seventh less time so than with all sequences at once; 1000 to 8000
 # were tried.
 _CACHED_TOKENS = 2100
+# Enough to keep a GPU busy with one layer.
+_RECOMPUTED_TOKENS = 16384
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,8 @@ class HPViT(BaseModule):
         size = tuple(tokens.shape[1:3])
         shared = getattr(self, self.shared_names[0]) if self.shared_names else None
         calls = self.positions.calls(self._geometry(stage, size), shared, tokens.device)
+        blocks = self.blocks[stage.start : stage.stop]
+        kept = [[path.draw(tokens, len(tokens)) for path in drop_paths(block)] for block in blocks]
         groups, prefixes = [], []
         for group, call in zip(partition(tokens, stage.layout, stage.period), calls, strict=True):
             b, n, _, c = group.shape
@@ -241,7 +245,7 @@ class HPViT(BaseModule):
             if prefix is not None:
                 p = prefix.shape[1]
                 group = cat([prefix[:, None].expand(b, n, p, c), group], dim=2)
-            x = self._run_sequences(stage, call, group)
+            x = self._run_sequences(stage, call, group, kept)
             prefixes.append(x[:, :, :p])
             groups.append(x[:, :, p:])
         tokens = restore(groups, stage.layout, size, stage.period)
@@ -249,27 +253,32 @@ class HPViT(BaseModule):
             prefix = (prefixes[0] if len(prefixes) == 1 else cat(prefixes, dim=1)).mean(dim=1)
         return tokens, prefix
 
-    def _run_sequences(self, stage: Stage, call: BlockCall, group: Tensor) -> Tensor:
+    def _run_sequences(self, stage: Stage, call: BlockCall, group: Tensor, kept: list[list]) -> Tensor:
         """Run the blocks of a stage on sequences (B, n, P + L, C), which know nothing of each other."""
         b, n, length, _ = group.shape
-        step = n
-        if group.device.type == 'cpu' and not self.training and not torch.compiler.is_compiling():
-            # Few at a time stay in the cache, and take little memory.
-            step = max(1, _CACHED_TOKENS // (b * length))
+        step = max(1, self._tokens_at_a_time(group.device.type, n * b * length) // (b * length))
         parts = []
         for start in range(0, n, step):
             part = slice(start, min(start + step, n))
             x = group[:, part].flatten(0, 1)
-            for index in range(stage.start, stage.stop):
-                x = self._run_block(call, index, x, b, part)
+            for index, drawn in enumerate(kept, stage.start):
+                args = call, self.blocks[index], index, x, b, part, drawn
+                again = self.with_cp and self.training
+                x = checkpoint(run_block, *args, use_reentrant=False) if again else run_block(*args)
             parts.append(x.unflatten(0, (b, -1)))
         return parts[0] if len(parts) == 1 else cat(parts, dim=1)
 
-    def _run_block(self, call: BlockCall, index: int, x: Tensor, images: int, part: slice) -> Tensor:
-        args = call, self.blocks[index], index, x, images, part
-        if self.with_cp and self.training:
-            return checkpoint(run_block, *args, use_reentrant=False)
-        return run_block(*args)
+    def _tokens_at_a_time(self, device: str, everything: int) -> int:
+        """How many tokens of a group of sequences go through the blocks together.
+
+        Few stay in the cache of a CPU, and take little memory to predict or to recompute. Where all are kept for the
+        backward pass nothing is saved, and a compiled graph is to serve all sizes.
+        """
+        if torch.compiler.is_compiling() or (self.training and not self.with_cp):
+            return everything
+        if device == 'cpu':
+            return _CACHED_TOKENS
+        return _RECOMPUTED_TOKENS if self.training else everything
 
     @property
     def num_layer_ids(self) -> int:

@@ -376,3 +376,12 @@ def test_stochastic_depth_drops_whole_images():
     assert {round(r, 3) for r in ratio.mean(1).tolist()} == {0.0, 2.5}
     assert ratio.std(1).max() < 1e-5
     assert torch.equal(last.drop_path2.eval()(branch), branch)
+
+
+def test_stochastic_depth_is_one_draw_for_groups_of_all_shapes():
+    backbone = HPViT(TINY, depths=(4, 0, 0, 0), out_indices=(0,), drop_path_rate=0.6, with_cp=True)
+    seen = []
+    backbone.blocks[-1].drop_path2.register_forward_hook(lambda module, args, out: seen.append(module.kept))
+    backbone.train()(torch.randn(8, 3, 40, 56))
+    assert len(seen) >= 4
+    assert all(torch.equal(kept, seen[0]) for kept in seen)
