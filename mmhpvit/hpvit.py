@@ -22,8 +22,8 @@ from .pooling import build_pooling
 from .positions import BlockCall, Geometry, positions_of
 
 STRIDES = (4, 8, 16, 32)
-# On two cores, ViT-Ti and -B at 512x512 take a seventh less time so than with all sequences at once; 1000 to 8000
-# were tried.
+# On two cores, ViT-Ti and -B at 512x512 predict in a seventh less time so than with all sequences at once; 1000 to
+# 8000 were tried.
 _CACHED_TOKENS = 2100
 # Enough to keep a GPU busy with one layer.
 _RECOMPUTED_TOKENS = 16384
@@ -124,6 +124,7 @@ class HPViT(BaseModule):
 
         self.pos_embed = getattr(vit, 'pos_embed', None)
         self.pos_grid = vit.patch_embed.grid_size
+        self._kept_positions: dict[tuple, Tensor] = {}
         self.prefix_in_pos_embed = 0 if self.pos_embed is None else _prefix_in_pos_embed(vit)
         self.prefix_names = [n for n in PREFIX_TOKENS if keep_prefix and getattr(vit, n, None) is not None]
         for name in self.prefix_names:
@@ -215,12 +216,10 @@ class HPViT(BaseModule):
     def _embed(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images (B, 3, H, W) to tokens (B, h, w, C) and prefix tokens (B, P, C) or None."""
         tokens = self.patch_embed(x)
-        b, h, w, c = tokens.shape
+        b, h, w, _ = tokens.shape
         in_prefix = self.prefix_in_pos_embed
         if self.pos_embed is not None:
-            places = self.pos_embed[:, in_prefix:].reshape(1, -1, c)
-            pos = resample_abs_pos_embed(places, (h, w), old_size=self.pos_grid, num_prefix_tokens=0)
-            tokens = tokens + pos.reshape(1, h, w, c)
+            tokens = tokens + self._positions_of(h, w)
         tokens = self.norm_pre(self.pos_drop(tokens))
         if not self.prefix_names:
             return tokens, None
@@ -228,6 +227,28 @@ class HPViT(BaseModule):
         if in_prefix:
             prefix = prefix + self.pos_embed[:, :in_prefix]
         return tokens, self.norm_pre(self.pos_drop(prefix.expand(b, -1, -1)))
+
+    def _positions_of(self, h: int, w: int) -> Tensor:
+        """The position embedding at the tokens of a map, (1, h, w, C); kept where it cannot learn meanwhile."""
+        own = self.pos_embed
+        learns = own.requires_grad and torch.is_grad_enabled()
+        if learns or torch.is_inference_mode_enabled() or torch.compiler.is_compiling():
+            return self._interpolate_positions(h, w)
+        # Writing through .data goes past the version, but hooks that do so (averages) change the mode as well.
+        key = h, w, own.dtype, own.device, own.data_ptr(), own._version
+        pos = self._kept_positions.get(key)
+        if pos is None:
+            pos = self._interpolate_positions(h, w)
+            if len(self._kept_positions) >= 8:
+                self._kept_positions.clear()
+            if type(pos) is Tensor:  # and not one that only stands for it, while operations are counted
+                self._kept_positions[key] = pos
+        return pos
+
+    def _interpolate_positions(self, h: int, w: int) -> Tensor:
+        places = self.pos_embed[:, self.prefix_in_pos_embed :].reshape(1, -1, self.embed_dims)
+        pos = resample_abs_pos_embed(places, (h, w), old_size=self.pos_grid, num_prefix_tokens=0)
+        return pos.reshape(1, h, w, -1)
 
     def _run_stage(self, stage: Stage, tokens: Tensor, prefix: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Run the blocks of a stage on the sequences that its layout cuts the map into."""
@@ -271,14 +292,14 @@ class HPViT(BaseModule):
     def _tokens_at_a_time(self, device: str, everything: int) -> int:
         """How many tokens of a group of sequences go through the blocks together.
 
-        Few stay in the cache of a CPU, and take little memory to predict or to recompute. Where all are kept for the
-        backward pass nothing is saved, and a compiled graph is to serve all sizes.
+        Few stay in the cache of a CPU, and take little memory to predict or to recompute. A GPU is kept busy by many;
+        and a compiled graph is to serve all sizes.
         """
-        if torch.compiler.is_compiling() or (self.training and not self.with_cp):
+        if torch.compiler.is_compiling():
             return everything
         if device == 'cpu':
             return _CACHED_TOKENS
-        return _RECOMPUTED_TOKENS if self.training else everything
+        return _RECOMPUTED_TOKENS if self.training and self.with_cp else everything
 
     @property
     def num_layer_ids(self) -> int:
@@ -316,6 +337,7 @@ class HPViT(BaseModule):
     def train(self, mode: bool = True) -> 'HPViT':
         """Set the training mode; what is frozen stays in evaluation mode. Returns self."""
         super().train(mode)
+        self._kept_positions.clear()
         self._freeze_stages()
         return self
 

@@ -141,6 +141,41 @@ def test_each_token_attends_to_what_its_layout_says():
             assert reached.tolist() == expected, (attention, y, x)
 
 
+def test_kept_positions_follow_the_parameter():
+    backbone = build().eval()
+    x = torch.randn(1, 3, 48, 80).double()
+
+    def fresh() -> torch.Tensor:
+        return build_with(backbone.state_dict())(x)[0]
+
+    def build_with(weights) -> HPViT:
+        other = build().eval()
+        other.load_state_dict(weights)
+        return other
+
+    with torch.no_grad():
+        before = backbone(x)[0]
+        assert len(backbone._kept_positions) == 1
+        assert torch.equal(backbone(x)[0], before)
+        backbone.load_state_dict({k: v + 0.1 for k, v in backbone.state_dict().items()})
+        assert torch.equal(backbone(x)[0], fresh())
+        backbone.pos_embed.add_(1)  # as an optimiser does
+        assert torch.equal(backbone(x)[0], fresh())
+        backbone.pos_embed.data = torch.randn_like(backbone.pos_embed)  # as averages are swapped in
+        assert torch.equal(backbone(x)[0], fresh())
+        backbone(x)
+        backbone.train()
+        backbone.pos_embed.data.mul_(2)  # as averages are updated
+        backbone.eval()
+        assert torch.equal(backbone(x)[0], fresh())
+        for side in range(20, 60, 4):
+            backbone(torch.randn(1, 3, side, 48).double())
+        assert len(backbone._kept_positions) <= 8
+    backbone.pos_embed.grad = None
+    backbone(x)[0].sum().backward()
+    assert backbone.pos_embed.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize('plain', [TINY, 'tiny_registers', *KINDS])
 @pytest.mark.parametrize('tokens', [1, 40, 100])
 def test_few_sequences_at_a_time_are_the_same(plain, tokens, monkeypatch):
