@@ -12,10 +12,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import timm
-import torch
 from timm.models import get_arch_pretrained_cfgs
 
-from mmhpvit.inspection import PLAIN_FILES
+from mmhpvit.inspection import PLAIN_FILES, build_one_block
 from mmhpvit.positions import positions_of
 
 README = Path(__file__).resolve().parents[1] / 'README.md'
@@ -54,13 +53,6 @@ def family_of(name: str) -> str:
     return next(f for f, patterns in FAMILIES.items() if any(fnmatch(name, p) for p in patterns))
 
 
-def build(name: str):
-    # One block tells; some models have a setting for each block and need them all.
-    one = {} if 'sapiens2' in name else dict(depth=1)
-    with torch.device('meta'):
-        return timm.create_model(name, num_classes=0, **one)
-
-
 def positions(vit) -> str:
     kind = _POSITIONS[positions_of(vit).__name__]
     if kind == 'rotary' and vit.rope is None:
@@ -75,7 +67,7 @@ def table() -> str:
     }
     for file in PLAIN_FILES:
         for architecture in timm.list_models(module=file):
-            vit = build(architecture)
+            vit = build_one_block(architecture)
             tagged = [n for n in get_arch_pretrained_cfgs(architecture) if '.' in n] or [architecture]
             for name in tagged:
                 row = rows[family_of(name)]

@@ -7,6 +7,7 @@ mmpretrain find them.
 
 from . import norms as norms
 from .hpvit import HPViT
+from .inspection import Inspection, inspect_checkpoint
 from .optim import LayerIdDecayConstructor
 from .pyramid import PlainViTPyramid
 from .report import LoadReport
@@ -18,9 +19,11 @@ allow_mmengine_checkpoints()
 __version__ = '0.2.0'
 __all__ = [
     'HPViT',
+    'Inspection',
     'LayerIdDecayConstructor',
     'LoadReport',
     'PlainViTInit',
     'PlainViTPyramid',
+    'inspect_checkpoint',
     'load_plain_weights',
 ]

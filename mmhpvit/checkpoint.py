@@ -53,7 +53,7 @@ def read_checkpoint(location: str) -> dict[str, Tensor]:
         return _read_any(path, location)
     except DamagedError:
         if location.startswith(('http://', 'https://')):
-            path.unlink()  # or the next attempt would find it again
+            path.unlink(missing_ok=True)  # or the next attempt would find it again
         raise
 
 
@@ -183,7 +183,8 @@ def _namespaces_allowed() -> AbstractContextManager:
 
 def _kind_of(path: Path) -> str | None:
     """What a file is that is no checkpoint, where its first bytes tell."""
-    start = path.read_bytes()[:64] if path.stat().st_size < 64 else path.open('rb').read(64)
+    with path.open('rb') as file:
+        start = file.read(64)
     kinds = {
         b'<': 'it is an HTML or XML page',
         b'version https://git-lfs': 'it is a pointer of Git LFS, not the file itself',

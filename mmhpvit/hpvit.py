@@ -17,11 +17,11 @@ from torch.utils.checkpoint import checkpoint
 from .drop_path import drop_paths, drop_whole_images, run_block
 from .embed import PATCH_KERNELS, PatchEmbedding, power_of_two_patch
 from .layouts import LAYOUTS, partition, restore
+from .options import STRIDES, check_depths, check_frozen_stages, check_out_indices, for_each_stage
 from .plain import PREFIX_TOKENS, SHARED_POSITIONS, build_plain_vit
 from .pooling import build_pooling
 from .positions import BlockCall, Geometry, positions_of
 
-STRIDES = (4, 8, 16, 32)
 # On two cores, ViT-Ti and -B at 512x512 predict in a seventh less time so than with all sequences at once; 1000 to
 # 8000 were tried.
 _CACHED_TOKENS = 2100
@@ -38,12 +38,6 @@ class Stage:
     stop: int
     layout: str
     period: int
-
-
-def default_depths(num_blocks: int) -> tuple[int, int, int, int]:
-    """Split blocks over the stages as 1/6, 1/6, 1/2, 1/6: (2, 2, 6, 2) for 12, (4, 4, 12, 4) for 24."""
-    sixth = max(num_blocks // 6, 1)
-    return sixth, sixth, num_blocks - 3 * sixth, sixth
 
 
 @MODELS.register_module()
@@ -105,11 +99,11 @@ class HPViT(BaseModule):
         self.plain = plain
         self.depth = len(vit.blocks)
         self.embed_dims = vit.embed_dim
-        self.depths = _check_depths(depths, self.depth, plain)
-        self.out_indices = _check_out_indices(out_indices)
+        self.depths = check_depths(depths, self.depth, plain)
+        self.out_indices = check_out_indices(out_indices)
         self.first_stage = next(i for i, d in enumerate(self.depths) if d)
         self.last_stage = max(self.first_stage, *self.out_indices)
-        self.frozen_stages = _check_frozen_stages(frozen_stages)
+        self.frozen_stages = check_frozen_stages(frozen_stages)
         self.with_cp = with_cp
 
         stride = STRIDES[self.first_stage]
@@ -124,7 +118,7 @@ class HPViT(BaseModule):
 
         self.pos_embed = getattr(vit, 'pos_embed', None)
         self.pos_grid = vit.patch_embed.grid_size
-        self._kept_positions: dict[tuple, Tensor] = {}
+        self._kept_positions: tuple[tuple, Tensor] | None = None
         self.prefix_in_pos_embed = 0 if self.pos_embed is None else _prefix_in_pos_embed(vit)
         self.prefix_names = [n for n in PREFIX_TOKENS if keep_prefix and getattr(vit, n, None) is not None]
         for name in self.prefix_names:
@@ -150,8 +144,8 @@ class HPViT(BaseModule):
     def _plan_stages(
         self, attention: str | Sequence[str], window_size: int | Sequence[int], patch: int
     ) -> list[Stage]:
-        layouts = _for_each_stage('attention', attention, str)
-        windows = _for_each_stage('window_size', window_size, int)
+        layouts = for_each_stage('attention', attention, str)
+        windows = for_each_stage('window_size', window_size, int)
         if unknown := [layout for layout in layouts if layout not in LAYOUTS]:
             raise ValueError(f'attention={unknown[0]!r}: expected one of {", ".join(LAYOUTS)}')
         if min(windows) < 1:
@@ -219,7 +213,7 @@ class HPViT(BaseModule):
         b, h, w, _ = tokens.shape
         in_prefix = self.prefix_in_pos_embed
         if self.pos_embed is not None:
-            tokens = tokens + self._positions_of(h, w)
+            tokens = tokens + self._positions_at(h, w)
         tokens = self.norm_pre(self.pos_drop(tokens))
         if not self.prefix_names:
             return tokens, None
@@ -228,22 +222,20 @@ class HPViT(BaseModule):
             prefix = prefix + self.pos_embed[:, :in_prefix]
         return tokens, self.norm_pre(self.pos_drop(prefix.expand(b, -1, -1)))
 
-    def _positions_of(self, h: int, w: int) -> Tensor:
-        """The position embedding at the tokens of a map, (1, h, w, C); kept where it cannot learn meanwhile."""
+    def _positions_at(self, h: int, w: int) -> Tensor:
+        """The position embedding at the tokens of a map, (1, h, w, C); kept for a size while it cannot learn."""
         own = self.pos_embed
         learns = own.requires_grad and torch.is_grad_enabled()
         if learns or torch.is_inference_mode_enabled() or torch.compiler.is_compiling():
             return self._interpolate_positions(h, w)
         # Writing through .data goes past the version, but hooks that do so (averages) change the mode as well.
         key = h, w, own.dtype, own.device, own.data_ptr(), own._version
-        pos = self._kept_positions.get(key)
-        if pos is None:
+        if self._kept_positions is None or self._kept_positions[0] != key:
             pos = self._interpolate_positions(h, w)
-            if len(self._kept_positions) >= 8:
-                self._kept_positions.clear()
-            if type(pos) is Tensor:  # and not one that only stands for it, while operations are counted
-                self._kept_positions[key] = pos
-        return pos
+            if type(pos) is not Tensor:  # one that only stands for it, while operations are counted
+                return pos
+            self._kept_positions = key, pos
+        return self._kept_positions[1]
 
     def _interpolate_positions(self, h: int, w: int) -> Tensor:
         places = self.pos_embed[:, self.prefix_in_pos_embed :].reshape(1, -1, self.embed_dims)
@@ -337,7 +329,7 @@ class HPViT(BaseModule):
     def train(self, mode: bool = True) -> 'HPViT':
         """Set the training mode; what is frozen stays in evaluation mode. Returns self."""
         super().train(mode)
-        self._kept_positions.clear()
+        self._kept_positions = None
         self._freeze_stages()
         return self
 
@@ -370,46 +362,3 @@ def _upsample(tokens: Tensor, scale: int, size: tuple[int, int]) -> Tensor:
 def _prefix_in_pos_embed(vit: nn.Module) -> int:
     """How many prefix tokens the position embedding of a plain ViT has entries for."""
     return 0 if getattr(vit, 'no_embed_class', False) else getattr(vit, 'num_prefix_tokens', 0)
-
-
-def _check_depths(depths: Sequence[int] | None, num_blocks: int, plain: str) -> tuple[int, ...]:
-    if depths is None:
-        return default_depths(num_blocks)
-    depths = _as_tuple('depths', depths)
-    if len(depths) != len(STRIDES) or any(not isinstance(d, int) or d < 0 for d in depths):
-        raise ValueError(f'depths={depths}: expected {len(STRIDES)} numbers of blocks, none negative')
-    if sum(depths) != num_blocks:
-        raise ValueError(
-            f'depths={depths} sum to {sum(depths)}, but {plain} has {num_blocks} blocks; '
-            f'for instance depths={default_depths(num_blocks)}'
-        )
-    return depths
-
-
-def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
-    out_indices = _as_tuple('out_indices', out_indices)
-    levels = range(len(STRIDES))
-    if not out_indices or len(set(out_indices)) < len(out_indices) or not set(out_indices) <= set(levels):
-        raise ValueError(f'out_indices={out_indices}: expected different levels out of {tuple(levels)}')
-    return out_indices
-
-
-def _check_frozen_stages(frozen_stages: int) -> int:
-    if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= len(STRIDES):
-        raise ValueError(f'frozen_stages={frozen_stages!r}: expected -1 (none) to {len(STRIDES)} (all)')
-    return frozen_stages
-
-
-def _as_tuple(option: str, value) -> tuple:
-    if not isinstance(value, list | tuple):
-        raise ValueError(f'{option}={value!r}: expected a list or tuple')
-    return tuple(value)
-
-
-def _for_each_stage(option: str, value, kind: type) -> tuple:
-    values = (value,) * len(STRIDES) if isinstance(value, kind) else _as_tuple(option, value)
-    if len(values) != len(STRIDES) or any(not isinstance(v, kind) for v in values):
-        raise ValueError(
-            f'{option}={value!r}: expected a {kind.__name__}, or {len(STRIDES)} of them, one a stage'
-        )
-    return values

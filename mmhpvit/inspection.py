@@ -4,13 +4,11 @@
 import json
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import timm
 import torch
-from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
 from .checkpoint import local_file, read_checkpoint
@@ -125,8 +123,6 @@ def inspect_checkpoint(
         )
     raw = read_checkpoint(checkpoint)
     found = _describe(raw, source, checkpoint)
-    _, prefix, others = find_encoder(raw, source, checkpoint)
-    check_values({k: v for k, v in names_under(raw, prefix, others).items() if v.dim() > 1}, checkpoint)
     if plain is not None:
         found.fits = [plain]
     else:
@@ -165,6 +161,7 @@ def _as_configured(names: list[str], path: Path) -> list[str]:
 def _describe(raw: dict[str, Tensor], source: str | None, location: str) -> Inspection:
     naming, prefix, others = find_encoder(raw, source, location)
     own = names_under(raw, prefix, others)
+    check_values({name: tensor for name, tensor in own.items() if tensor.dim() > 1}, location)
     kernel = own[naming.patch]
     named = to_timm_names(own, naming)
     blocks = (re.search(r'(?:blocks|resblocks|layers)\.(\d+)\.', name) for name in named)
@@ -215,15 +212,19 @@ def fitting_names(
     return sorted(ranks, key=ranks.get), nearest
 
 
-def _candidates(width: int, patch: int) -> Iterable[str]:
+def _candidates(width: int, patch: int) -> list[str]:
     """Plain ViTs of that width and patch size, told by one block of each."""
     names = [name for file in PLAIN_FILES for name in timm.list_models(module=file)]
-    chosen = []
-    for name in names:
-        # Some have a setting for each of their blocks, and cannot be built with one.
-        one = {} if is_model_in_modules(name, ['eva']) and 'sapiens2' in name else dict(depth=1)
-        with torch.device('meta'):
-            vit = timm.create_model(name, num_classes=0, **one)
-        if vit.embed_dim == width and vit.patch_embed.patch_size == (patch, patch):
-            chosen.append(name)
-    return chosen
+    vits = {name: build_one_block(name) for name in names}
+    return [
+        n for n, vit in vits.items() if (vit.embed_dim, *vit.patch_embed.patch_size) == (width, patch, patch)
+    ]
+
+
+def build_one_block(name: str) -> nn.Module:
+    """timm's model of a plain ViT with its first block alone, on the meta device: its shapes in no time."""
+    with torch.device('meta'):
+        try:
+            return timm.create_model(name, num_classes=0, depth=1)
+        except AssertionError:  # it has a setting for each of its blocks, and must be built with all
+            return timm.create_model(name, num_classes=0)

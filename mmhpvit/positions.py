@@ -9,7 +9,6 @@ pre-training grid, at (i + 0.5) / 4 - 0.5.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from timm.layers import RelPosBias, RelPosMlp, RotaryEmbeddingMixed
@@ -93,11 +92,15 @@ class AbsolutePositions:
             common: What the blocks of the plain ViT share: its rotary embedding, its relative positions.
             device: Where the tokens are.
         """
+        return [self._call(geometry, shape, common) for shape in geometry.shapes]
+
+    def _call(self, geometry: Geometry, shape: tuple[int, int], common: nn.Module | None) -> BlockCall:
+        """How to run a block on sequences of these rows and columns."""
 
         def call(block: nn.Module, index: int, x: Tensor, images: int, part: slice) -> Tensor:
             return block(x)
 
-        return [call] * len(geometry.shapes)
+        return call
 
 
 class RotaryPositions(AbsolutePositions):
@@ -110,10 +113,10 @@ class RotaryPositions(AbsolutePositions):
     def calls(self, geometry: Geometry, common: nn.Module | None, device: torch.device) -> list[BlockCall]:
         if common is None:
             return super().calls(geometry, common, device)
-        return [self._call_on(common, c, geometry.extent) for c in geometry.coordinates(device)]
+        return [self._turned(common, c, geometry.extent) for c in geometry.coordinates(device)]
 
     @staticmethod
-    def _call_on(rope: nn.Module, coordinates: Tensor, extent: tuple[float, float]) -> BlockCall:
+    def _turned(rope: nn.Module, coordinates: Tensor, extent: tuple[float, float]) -> BlockCall:
         by_block = isinstance(rope, RotaryEmbeddingMixed)
         of_all = None if by_block else rotary_embedding(rope, coordinates, extent)
 
@@ -132,22 +135,13 @@ class TablePositions(AbsolutePositions):
             if block.attn.relative_position_bias_table is not None:
                 block.attn.__class__ = _GivenBiasAttention
 
-    def calls(self, geometry: Geometry, common: nn.Module | None, device: torch.device) -> list[BlockCall]:
-        return [partial(self._call, geometry, shape) for shape in geometry.shapes]
+    def _call(self, geometry: Geometry, shape: tuple[int, int], common: nn.Module | None) -> BlockCall:
+        def call(block: nn.Module, index: int, x: Tensor, images: int, part: slice) -> Tensor:
+            table, window = block.attn.relative_position_bias_table, block.attn.window_size
+            bias = table_bias(table, window, shape, geometry.spacing, geometry.extent, geometry.prefix)
+            return block(x, shared_rel_pos_bias=bias[None])
 
-    @staticmethod
-    def _call(
-        geometry: Geometry,
-        shape: tuple[int, int],
-        block: nn.Module,
-        index: int,
-        x: Tensor,
-        images: int,
-        part: slice,
-    ) -> Tensor:
-        table, window = block.attn.relative_position_bias_table, block.attn.window_size
-        bias = table_bias(table, window, shape, geometry.spacing, geometry.extent, geometry.prefix)
-        return block(x, shared_rel_pos_bias=bias[None])
+        return call
 
 
 class _GivenBiasAttention(beit.Attention):
@@ -166,31 +160,21 @@ class ModulePositions(AbsolutePositions):
             if own is not None:
                 own.__class__ = _GivenMlp if isinstance(own, RelPosMlp) else _GivenTable
 
-    def calls(self, geometry: Geometry, common: nn.Module | None, device: torch.device) -> list[BlockCall]:
-        return [partial(self._call, geometry, shape, common) for shape in geometry.shapes]
+    def _call(self, geometry: Geometry, shape: tuple[int, int], common: nn.Module | None) -> BlockCall:
+        def call(block: nn.Module, index: int, x: Tensor, images: int, part: slice) -> Tensor:
+            own = block.attn.rel_pos
+            module = common if own is None else own
+            bias = module_bias(module, shape, geometry.spacing, geometry.extent, geometry.prefix)[None]
+            if own is None:
+                return block(x, shared_rel_pos=bias)
+            own.given = bias
+            try:
+                return block(x)
+            finally:
+                # Also where recomputation stops early, which it does by an exception.
+                own.given = None
 
-    @staticmethod
-    def _call(
-        geometry: Geometry,
-        shape: tuple[int, int],
-        common: nn.Module | None,
-        block: nn.Module,
-        index: int,
-        x: Tensor,
-        images: int,
-        part: slice,
-    ) -> Tensor:
-        own = block.attn.rel_pos
-        module = common if own is None else own
-        bias = module_bias(module, shape, geometry.spacing, geometry.extent, geometry.prefix)[None]
-        if own is None:
-            return block(x, shared_rel_pos=bias)
-        own.given = bias
-        try:
-            return block(x)
-        finally:
-            # Also where recomputation stops early, which it does by an exception.
-            own.given = None
+        return call
 
 
 class _Given:
@@ -224,21 +208,12 @@ class WindowPositions(AbsolutePositions):
             return 'they cut their own windows, of whole patches'
         return None
 
-    def calls(self, geometry: Geometry, common: nn.Module | None, device: torch.device) -> list[BlockCall]:
-        return [partial(self._call, geometry.spacing, shape) for shape in geometry.shapes]
+    def _call(self, geometry: Geometry, shape: tuple[int, int], common: nn.Module | None) -> BlockCall:
+        def call(block: nn.Module, index: int, x: Tensor, images: int, part: slice) -> Tensor:
+            block.window_size = math.ceil(self.windows[index] / geometry.spacing)
+            return block(x.unflatten(1, shape)).flatten(1, 2)
 
-    def _call(
-        self,
-        spacing: float,
-        shape: tuple[int, int],
-        block: nn.Module,
-        index: int,
-        x: Tensor,
-        images: int,
-        part: slice,
-    ) -> Tensor:
-        block.window_size = math.ceil(self.windows[index] / spacing)
-        return block(x.unflatten(1, shape)).flatten(1, 2)
+        return call
 
 
 def positions_of(vit: nn.Module) -> type[AbsolutePositions] | None:

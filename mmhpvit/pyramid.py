@@ -7,7 +7,8 @@ from mmengine.registry import MODELS
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from .hpvit import STRIDES, HPViT, _check_out_indices
+from .hpvit import HPViT
+from .options import STRIDES, check_out_indices
 from .plain import build_plain_vit
 
 
@@ -53,7 +54,7 @@ class PlainViTPyramid(HPViT):
             with_cp=with_cp,
             init_cfg=init_cfg,
         )
-        self.levels = _check_out_indices(out_indices)
+        self.levels = check_out_indices(out_indices)
         width = self.embed_dims
         makers = {
             '0': lambda: nn.Sequential(_double(width), LayerNorm2d(width), nn.GELU(), _double(width)),

@@ -17,8 +17,9 @@ from mmseg.models.backbones import MAE, BEiT
 from mmseg.models.backbones import VisionTransformer as MMSegViT
 from plain_twin import noisy, without_norms
 from safetensors.torch import load_file, save_file
-from timm.models import beit, eva, register_model, vision_transformer, vision_transformer_sam
+from timm.models import beit, eva, vision_transformer, vision_transformer_sam
 from timm.models.deit import _create_deit
+from tiny_models import register
 
 from mmhpvit import HPViT, LoadReport, load_plain_weights
 
@@ -35,16 +36,6 @@ def _float64():
     torch.set_default_dtype(torch.float32)
 
 
-def _register(name: str, create, **traits) -> None:
-    def build(pretrained: bool = False, **kwargs):
-        args = dict(img_size=64, patch_size=PATCH, embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS)
-        return create(name, pretrained=pretrained, **args | traits | kwargs)
-
-    build.__name__, build.__module__ = name, __name__
-    register_model(build)
-
-
-__all__ = []
 _vit = vision_transformer._create_vision_transformer
 _norm = torch.nn.LayerNorm
 _swiglu = dict(mlp_layer=timm.layers.SwiGLUPacked, act_layer=torch.nn.SiLU, mlp_ratio=256 / WIDTH)
@@ -122,7 +113,7 @@ for _name, _create, _traits in [
         ]
     ),
 ]:
-    _register(_name, _create, **_traits)
+    register(_name, _create, _traits)
 
 
 def load(plain: str, path: Path, **options) -> tuple[HPViT, LoadReport]:
@@ -435,8 +426,10 @@ def test_beit_of_its_authors_shares_one_table_in_pre_training(tmp_path):
 
 def test_eva_of_its_authors(tmp_path):
     """EVA-02's pre-training: queries, keys and values apart, its norms named after its papers."""
-    _register('like_eva02', eva._create_eva, use_rot_pos_emb=True, ref_feat_shape=(4, 4), qkv_fused=False,
-              swiglu_mlp=True, scale_mlp=True)  # fmt: skip
+    traits = dict(
+        use_rot_pos_emb=True, ref_feat_shape=(4, 4), qkv_fused=False, swiglu_mlp=True, scale_mlp=True
+    )
+    register('like_eva02', eva._create_eva, traits)
     vit = noisy(timm.create_model('like_eva02', num_classes=0, global_pool='').eval())
     names = {
         'mlp.norm': 'mlp.ffn_ln',
@@ -706,6 +699,10 @@ def test_folders_of_hugging_face(tmp_path):
 
 
 def test_source_may_be_given_in_a_config(tmp_path):
-    torch.save({f'left.{k}': v for k, v in _vit_weights().items()}, tmp_path / 'file.pth')
-    init_cfg = dict(type='PlainViT', checkpoint=str(tmp_path / 'file.pth'), source='timm')
-    HPViT('like_vit', init_cfg=init_cfg).init_weights()
+    first, second = _vit_weights(), _vit_weights()
+    both = {f'left.{k}': v for k, v in first.items()} | {f'right.{k}': v for k, v in second.items()}
+    torch.save(both, tmp_path / 'two.pth')
+    init_cfg = dict(type='PlainViT', checkpoint=str(tmp_path / 'two.pth'), source='right')
+    backbone = HPViT('like_vit', init_cfg=init_cfg)
+    backbone.init_weights()
+    assert torch.equal(backbone.pos_embed, second['pos_embed'])

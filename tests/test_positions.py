@@ -133,9 +133,11 @@ def test_training_after_prediction_and_copying_after_training(plain):
     backbone = build(plain, with_cp=True)
     x = torch.randn(1, 3, 40, 56).double()
     with torch.inference_mode():
-        backbone(x)
+        predicted = backbone(x)
     sum(out.sum() for out in backbone.train()(x)).backward()
-    copy.deepcopy(backbone)
+    assert all(p.grad is not None for p in backbone.parameters())
+    for again, before in zip(copy.deepcopy(backbone).eval()(x), predicted, strict=True):
+        torch.testing.assert_close(again, before, **EXACT)
 
 
 @pytest.mark.parametrize('plain', KINDS)

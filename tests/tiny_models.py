@@ -78,7 +78,9 @@ KINDS = {
 __all__ = []
 
 
-def _register(name: str, create, traits: dict) -> None:
+def register(name: str, create, traits: dict) -> None:
+    """Give timm a model of four blocks of width 48 on 4 x 4 patches, but for its traits."""
+
     def build(pretrained: bool = False, **kwargs):
         args = dict(img_size=64, patch_size=16, embed_dim=48, depth=4, num_heads=3) | traits | kwargs
         return create(name, pretrained=pretrained, **args)
@@ -89,7 +91,7 @@ def _register(name: str, create, traits: dict) -> None:
 
 
 for _name, _traits in TRAITS.items():
-    _register(_name, _create_vision_transformer, _traits)
+    register(_name, _create_vision_transformer, _traits)
 for _name, (_create, _traits) in KINDS.items():
-    _register(_name, _create, _traits)
-_register('tiny_deep', _create_vision_transformer, dict(depth=6))
+    register(_name, _create, _traits)
+register('tiny_deep', _create_vision_transformer, dict(depth=6))
