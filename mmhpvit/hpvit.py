@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .drop_path import drop_paths, drop_whole_images, run_block
 from .embed import PATCH_KERNELS, PatchEmbedding, power_of_two_patch
-from .layouts import LAYOUTS, partition, restore
+from .layouts import Layout, named_layout, partition, restore
 from .options import STRIDES, check_depths, check_frozen_stages, check_out_indices, for_each_stage
 from .plain import PREFIX_TOKENS, SHARED_POSITIONS, build_plain_vit
 from .pooling import build_pooling
@@ -31,13 +31,12 @@ _RECOMPUTED_TOKENS = 16384
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: its stride in pixels, its blocks ``start`` to ``stop``, its attention layout."""
+    """One stage: its stride in pixels, its blocks ``start`` to ``stop``, how attention sequences are cut."""
 
     stride: int
     start: int
     stop: int
-    layout: str
-    period: int
+    layout: Layout
 
 
 @MODELS.register_module()
@@ -60,9 +59,11 @@ class HPViT(BaseModule):
         pooling: ``'conv'`` (default; a 2x2 convolution that starts as the average) or ``'avg'``.
         attention: Layout of each stage, or one for all. ``'grid'`` (default): a token attends to the
             tokens that lie a multiple of the patch size away, as it was pre-trained; from the stride of
-            the patch size on this is the same as ``'global'``. ``'global'``: to all tokens. ``'window'``:
-            to the tokens of its window.
-        window_size: Side of the windows in tokens, for each stage or one for all. Default: 14.
+            the patch size on this is the same as ``'global'``. ``'window_grid'``: to those of them that are
+            in its window, so that cost grows with the image and not with its square. ``'window'``: to all
+            tokens of its window. ``'global'``: to all tokens.
+        window_size: Most tokens along the side of a sequence of ``'window'`` or ``'window_grid'``, for each
+            stage or one for all. Default: 14, which on a grid is 224 pixels of a patch-16 model.
         patch_kernel: ``'keep'`` (default) keeps the pre-trained kernel and lets patches overlap;
             ``'resample'`` resizes the kernel to the stride.
         keep_prefix: Whether class and register tokens attend along (default) or are left out.
@@ -114,7 +115,8 @@ class HPViT(BaseModule):
             vit.patch_embed, stride, patch if patch_kernel == 'keep' else stride
         )
         self.patch = patch
-        self.stages = self._plan_stages(attention, window_size, patch)
+        attention = for_each_stage('attention', attention, str)
+        self.stages = self._plan_stages(attention, for_each_stage('window_size', window_size, int), patch)
 
         self.pos_embed = getattr(vit, 'pos_embed', None)
         self.pos_grid = vit.patch_embed.grid_size
@@ -131,7 +133,7 @@ class HPViT(BaseModule):
         self.blocks = nn.ModuleList(vit.blocks[: self.stages[-1].stop])
         self.num_prefix_tokens = sum(getattr(self, name).shape[1] for name in self.prefix_names)
         self.positions = positions_of(vit)(self.blocks, self.num_prefix_tokens)
-        self._check_layouts()
+        self._check_layouts(attention)
         for block in self.blocks:
             drop_whole_images(block)
         self.pools = nn.ModuleList(build_pooling(pooling, self.embed_dims) for _ in self.stages[1:])
@@ -141,36 +143,29 @@ class HPViT(BaseModule):
         self.out_norms = nn.ModuleDict({str(i): deepcopy(norm) for i in sorted(self.out_indices)})
         self._freeze_stages()
 
-    def _plan_stages(
-        self, attention: str | Sequence[str], window_size: int | Sequence[int], patch: int
-    ) -> list[Stage]:
-        layouts = for_each_stage('attention', attention, str)
-        windows = for_each_stage('window_size', window_size, int)
-        if unknown := [layout for layout in layouts if layout not in LAYOUTS]:
-            raise ValueError(f'attention={unknown[0]!r}: expected one of {", ".join(LAYOUTS)}')
+    def _plan_stages(self, names: Sequence[str], windows: Sequence[int], patch: int) -> list[Stage]:
         if min(windows) < 1:
-            raise ValueError(f'window_size={window_size}: expected positive numbers of tokens')
+            raise ValueError(f'window_size={windows}: expected positive numbers of tokens')
         stages = []
         for i in range(self.first_stage, self.last_stage + 1):
             start = sum(self.depths[:i])
-            dilation = max(1, patch // STRIDES[i])
-            period = windows[i] if layouts[i] == 'window' else dilation
-            stages.append(Stage(STRIDES[i], start, start + self.depths[i], layouts[i], period))
+            layout = named_layout(names[i], windows[i], max(1, patch // STRIDES[i]))
+            stages.append(Stage(STRIDES[i], start, start + self.depths[i], layout))
         return stages
 
-    def _check_layouts(self) -> None:
-        for stage in self.stages:
+    def _check_layouts(self, names: Sequence[str]) -> None:
+        for stage, name in zip(self.stages, names[self.first_stage :], strict=False):
             geometry = self._geometry(stage, (1, 1))
             reason = self.positions.why_not(geometry)
             if reason and stage.stop > stage.start:
                 raise ValueError(
-                    f'attention={stage.layout!r} at stride {stage.stride} does not fit the blocks of '
-                    f"{self.plain}: {reason}; use attention='grid'"
+                    f'attention={name!r} at stride {stage.stride} does not fit the blocks of {self.plain}: '
+                    f"{reason}; use attention='grid'"
                 )
 
     def _geometry(self, stage: Stage, size: tuple[int, int]) -> Geometry:
         pitch = stage.stride / self.patch
-        return Geometry(size, pitch, stage.layout, stage.period, self.num_prefix_tokens)
+        return Geometry(size, pitch, stage.layout, self.num_prefix_tokens)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps of a batch of images.
@@ -252,7 +247,7 @@ class HPViT(BaseModule):
         blocks = self.blocks[stage.start : stage.stop]
         kept = [[path.draw(tokens, len(tokens)) for path in drop_paths(block)] for block in blocks]
         groups, prefixes = [], []
-        for group, call in zip(partition(tokens, stage.layout, stage.period), calls, strict=True):
+        for group, call in zip(partition(tokens, stage.layout), calls, strict=True):
             b, n, _, c = group.shape
             p = 0
             if prefix is not None:
@@ -261,7 +256,7 @@ class HPViT(BaseModule):
             x = self._run_sequences(stage, call, group, kept)
             prefixes.append(x[:, :, :p])
             groups.append(x[:, :, p:])
-        tokens = restore(groups, stage.layout, size, stage.period)
+        tokens = restore(groups, stage.layout, size)
         if prefix is not None:
             prefix = (prefixes[0] if len(prefixes) == 1 else cat(prefixes, dim=1)).mean(dim=1)
         return tokens, prefix

@@ -19,7 +19,7 @@ from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
-from .layouts import partition, sequence_shapes
+from .layouts import Layout, partition, sequence_shapes
 from .relative import module_bias, table_bias
 from .rotary import rotary_embedding
 
@@ -35,14 +35,13 @@ class Geometry:
     Attributes:
         size: Height and width of the map in tokens.
         pitch: Distance between neighbouring tokens of the map, in patches.
-        layout, period: As for :func:`~mmhpvit.layouts.partition`.
+        layout: How each axis of the map is cut.
         prefix: Number of prefix tokens at the head of every sequence.
     """
 
     size: tuple[int, int]
     pitch: float
-    layout: str
-    period: int
+    layout: Layout
     prefix: int
 
     @property
@@ -53,12 +52,12 @@ class Geometry:
     @property
     def spacing(self) -> float:
         """Distance between neighbouring tokens of a sequence, in patches."""
-        return self.pitch * (self.period if self.layout == 'grid' else 1)
+        return self.pitch * self.layout.dilation
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
         """Rows and columns of the sequences of each group."""
-        return sequence_shapes(self.size, self.layout, self.period)
+        return sequence_shapes(self.size, self.layout)
 
     def coordinates(self, device: torch.device) -> list[Tensor]:
         """Place (y, x) of every token, (n, L, 2) in float32, for each group of n sequences of L tokens."""
@@ -66,7 +65,7 @@ class Geometry:
             (torch.arange(s, device=device, dtype=torch.float32) + 0.5) * self.pitch - 0.5 for s in self.size
         ]
         places = torch.stack(torch.meshgrid(*axes, indexing='ij'), dim=-1)[None]
-        return [group[0] for group in partition(places, self.layout, self.period)]
+        return [group[0] for group in partition(places, self.layout)]
 
 
 class AbsolutePositions:
@@ -204,7 +203,7 @@ class WindowPositions(AbsolutePositions):
         self.windows = [block.window_size for block in blocks]
 
     def why_not(self, geometry: Geometry) -> str | None:
-        if geometry.layout == 'window' or geometry.spacing < 1:
+        if geometry.layout.window is not None or geometry.spacing < 1:
             return 'they cut their own windows, of whole patches'
         return None
 

@@ -85,7 +85,9 @@ def test_stride_16_without_pooling_is_the_plain_vit(plain):
     torch.testing.assert_close(backbone(x)[0], expected, **EXACT)
 
 
-@pytest.mark.parametrize('attention', ['grid', 'global', 'window', ('grid', 'window', 'global', 'global')])
+@pytest.mark.parametrize(
+    'attention', ['grid', 'global', 'window', 'window_grid', ('grid', 'window', 'global', 'global')]
+)
 @pytest.mark.parametrize('depths', [(1, 1, 1, 1), (2, 0, 2, 0), (0, 1, 3, 0), (0, 0, 0, 4), (4, 0, 0, 0)])
 def test_output_sizes(attention, depths):
     backbone = build(depths=depths, attention=attention, window_size=3)
@@ -124,6 +126,10 @@ def test_each_token_attends_to_what_its_layout_says():
     layouts = {
         'grid': lambda a, b: all(i % 4 == j % 4 for i, j in zip(a, b, strict=True)),
         'window': lambda a, b: all(i // 3 == j // 3 for i, j in zip(a, b, strict=True)),
+        # 17 and 14 tokens are 5 and 4 steps of the grid: windows of 3 and 2 of them.
+        'window_grid': lambda a, b: all(
+            i % 4 == j % 4 and i // side == j // side for i, j, side in zip(a, b, (12, 8), strict=True)
+        ),
         'global': lambda a, b: True,
     }
     for attention, together in layouts.items():
@@ -132,12 +138,12 @@ def test_each_token_attends_to_what_its_layout_says():
                 depths=(4, 0, 0, 0), attention=attention, window_size=3, keep_prefix=False, out_indices=(0,)
             )
         )
-        tokens = torch.randn(1, 7, 6, 48).double().requires_grad_()
+        tokens = torch.randn(1, 17, 14, 48).double().requires_grad_()
         out, _ = backbone._run_stage(backbone.stages[0], tokens, None)
-        for y, x in [(0, 0), (4, 5), (6, 3)]:
+        for y, x in [(0, 0), (4, 5), (16, 9)]:
             (grad,) = torch.autograd.grad(out[0, y, x].square().sum(), tokens, retain_graph=True)
             reached = grad[0].abs().sum(-1) > 0
-            expected = [[together((y, x), (i, j)) for j in range(6)] for i in range(7)]
+            expected = [[together((y, x), (i, j)) for j in range(14)] for i in range(17)]
             assert reached.tolist() == expected, (attention, y, x)
 
 
@@ -330,7 +336,7 @@ def test_unknown_parameter_names_have_no_layer_id(name):
         (dict(depths=(-1, 1, 2, 2)), r'none negative'),
         (dict(attention='spiral'), r"'spiral'.*global, window, grid"),
         (dict(attention=('grid', 'grid')), r'expected a str, or 4 of them'),
-        (dict(window_size=0), r'window_size=0'),
+        (dict(window_size=0), r'window_size=\(0, 0, 0, 0\)'),
         (dict(pooling='max'), r"'max'.*conv, avg"),
         (dict(patch_kernel='crop'), r"'crop'.*keep, resample"),
         (dict(out_indices=(0, 4)), r'\(0, 4\)'),

@@ -15,7 +15,7 @@ from timm.models import beit
 from tiny_models import KINDS, TRAITS
 
 from mmhpvit import HPViT, PlainViTPyramid
-from mmhpvit.layouts import LAYOUTS, partition, sequence_shapes
+from mmhpvit.layouts import Layout, partition, sequence_shapes
 from mmhpvit.positions import Geometry
 from mmhpvit.relative import module_bias, stretched_points, table_bias
 from mmhpvit.rotary import rotary_embedding
@@ -63,7 +63,7 @@ def test_stride_16_without_pooling_is_the_plain_vit(plain):
 @pytest.mark.parametrize('plain', KINDS)
 def test_any_size_any_depths_any_layout(plain):
     for depths in [(1, 1, 1, 1), (0, 2, 0, 2)]:
-        for attention in ('grid', 'window', ('global', 'window', 'global', 'grid')):
+        for attention in ('grid', 'window', 'window_grid', ('global', 'window', 'global', 'grid')):
             if plain == 'tiny_sam' and attention != 'grid':
                 continue
             backbone = build(plain, depths=depths, attention=attention, window_size=3)
@@ -159,38 +159,38 @@ def test_frozen_and_as_the_baseline(plain):
     assert [o.shape[-1] for o in outs] == [16, 8, 4, 2]
 
 
-@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('window', [None, 1, 3, 10])
 @pytest.mark.parametrize('size', [(1, 1), (4, 6), (7, 5), (2, 9)])
-@pytest.mark.parametrize('period', [1, 2, 3, 10])
-def test_shapes_of_sequences(layout, size, period):
+@pytest.mark.parametrize('dilation', [1, 2, 3, 10])
+def test_shapes_of_sequences(window, size, dilation):
+    layout = Layout(window, dilation)
     places = torch.stack(torch.meshgrid(*map(torch.arange, size), indexing='ij'), dim=-1)[None]
-    groups = partition(places, layout, period)
-    shapes = sequence_shapes(size, layout, period)
+    groups = partition(places, layout)
+    shapes = sequence_shapes(size, layout)
     assert len(groups) == len(shapes)
     for group, (rows, columns) in zip(groups, shapes, strict=True):
-        step = period if layout == 'grid' else 1
         for sequence in group[0].unflatten(1, (rows, columns)):
-            assert (sequence.diff(dim=0) == torch.tensor([step, 0])).all()
-            assert (sequence.diff(dim=1) == torch.tensor([0, step])).all()
+            assert (sequence.diff(dim=0) == torch.tensor([dilation, 0])).all()
+            assert (sequence.diff(dim=1) == torch.tensor([0, dilation])).all()
 
 
 def test_coordinates_are_in_patches_from_the_centre_of_the_first():
-    geometry = Geometry((4, 8), 0.25, 'global', 1, 0)
+    geometry = Geometry((4, 8), 0.25, Layout(), 0)
     assert geometry.extent == (1, 2)
     (places,) = geometry.coordinates('cpu')
     assert places.shape == (1, 32, 2)
     assert places[0, 0].tolist() == [-0.375, -0.375]
     assert places[0, 9].tolist() == [-0.125, -0.125]
     assert places[0].mean(dim=0).tolist() == [0, 0.5]
-    assert Geometry((2, 2), 2.0, 'grid', 1, 0).coordinates('cpu')[0][0, 3].tolist() == [2.5, 2.5]
-    assert Geometry((8, 8), 0.25, 'grid', 4, 0).spacing == 1
+    assert Geometry((2, 2), 2.0, Layout(), 0).coordinates('cpu')[0][0, 3].tolist() == [2.5, 2.5]
+    assert Geometry((8, 8), 0.25, Layout(None, 4), 0).spacing == 1
 
 
 @pytest.mark.parametrize('plain', ['tiny_eva02', 'tiny_dinov3', 'tiny_pe', 'tiny_rope_mixed'])
 @pytest.mark.parametrize('grid', [(4, 4), (3, 5)])
 def test_rotary_embedding_is_timms_to_the_bit(plain, grid):
     rope = timm.create_model(plain, dynamic_img_size=True).rope
-    (places,) = Geometry(grid, 1.0, 'global', 1, 0).coordinates('cpu')
+    (places,) = Geometry(grid, 1.0, Layout(), 0).coordinates('cpu')
     expected = rope.get_embed(grid)
     for block in range(4):
         ours = rotary_embedding(rope, places, grid, block)
