@@ -73,6 +73,8 @@ class HPViT(BaseModule):
         drop_path_rate: Stochastic depth of the last block, growing linearly from 0; drawn once an image.
             Default: 0.
         with_cp: Recompute the blocks in the backward pass instead of keeping their activations.
+        compile_blocks: Compile each block by ``torch.compile``, for all image sizes at once. The first steps take
+            longer; names of weights stay. Default: False.
         init_cfg: Weight initialiser, ``dict(type='PlainViT', checkpoint=...)`` for pre-trained weights.
 
     Raises:
@@ -93,6 +95,7 @@ class HPViT(BaseModule):
         frozen_stages: int = -1,
         drop_path_rate: float = 0.0,
         with_cp: bool = False,
+        compile_blocks: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -134,8 +137,14 @@ class HPViT(BaseModule):
         self.num_prefix_tokens = sum(getattr(self, name).shape[1] for name in self.prefix_names)
         self.positions = positions_of(vit)(self.blocks, self.num_prefix_tokens)
         self._check_layouts(attention)
+        if compile_blocks and not self.positions.compiles:
+            raise ValueError(
+                f'compile_blocks=True: the blocks of {plain} cannot be compiled for all sizes; leave it out'
+            )
         for block in self.blocks:
             drop_whole_images(block)
+            if compile_blocks:
+                block.compile(dynamic=True)
         self.pools = nn.ModuleList(build_pooling(pooling, self.embed_dims) for _ in self.stages[1:])
         norm = getattr(vit, 'norm', None)
         if norm is None or isinstance(norm, nn.Identity):

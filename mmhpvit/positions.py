@@ -74,7 +74,12 @@ class AbsolutePositions:
     Args:
         blocks: The blocks of the plain ViT; made ready for :meth:`calls`.
         prefix: Number of prefix tokens that attend along.
+
+    Attributes:
+        compiles: Whether ``torch.compile`` makes one graph of a block for all sizes.
     """
+
+    compiles = True
 
     def __init__(self, blocks: Sequence[nn.Module], prefix: int) -> None:
         pass
@@ -198,6 +203,9 @@ class WindowPositions(AbsolutePositions):
 
     A sequence goes to them as the map that it is. Their windows keep their size in pixels at coarser strides.
     """
+
+    # torch 2.14 does not come to an end with their windows of a map of any size.
+    compiles = False
 
     def __init__(self, blocks: Sequence[nn.Module], prefix: int) -> None:
         self.windows = [block.window_size for block in blocks]

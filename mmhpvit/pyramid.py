@@ -27,6 +27,7 @@ class PlainViTPyramid(HPViT):
         frozen_stages: -1 (default) freezes nothing, 0 the embedding, 3 or 4 the whole plain ViT.
         drop_path_rate: Stochastic depth of the last block, growing linearly from 0. Default: 0.
         with_cp: Recompute the blocks in the backward pass.
+        compile_blocks: Compile each block by ``torch.compile``. Default: False.
         init_cfg: Weight initialiser, ``dict(type='PlainViT', checkpoint=...)`` for pre-trained weights.
 
     Raises:
@@ -41,6 +42,7 @@ class PlainViTPyramid(HPViT):
         frozen_stages: int = -1,
         drop_path_rate: float = 0.0,
         with_cp: bool = False,
+        compile_blocks: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(
@@ -52,6 +54,7 @@ class PlainViTPyramid(HPViT):
             frozen_stages=frozen_stages,
             drop_path_rate=drop_path_rate,
             with_cp=with_cp,
+            compile_blocks=compile_blocks,
             init_cfg=init_cfg,
         )
         self.levels = check_out_indices(out_indices)

@@ -1,7 +1,9 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 import json
+import re
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,32 @@ def test_forward_is_one_graph_that_serves_all_sizes():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('plain', ['tiny_patch16', 'tiny_dinov3', 'tiny_beit'])
+def test_compiled_blocks_compute_the_same(plain):
+    """At several sizes, in training with recomputation and stochastic depth; weights keep their names."""
+    options = dict(drop_path_rate=0.3, with_cp=True)
+    eager, compiled = HPViT(plain, **options), HPViT(plain, compile_blocks=True, **options)
+    compiled.load_state_dict(eager.state_dict())
+    for size in [(64, 96), (37, 50)]:
+        x = torch.randn(2, 3, *size)
+        results = []
+        for backbone in (eager, compiled):
+            torch.manual_seed(0)
+            outs = backbone.train()(x)
+            sum(out.square().mean() for out in outs).backward()
+            results.append([*outs, backbone.patch_embed.proj.weight.grad])
+        for expected, got in zip(*results, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    assert count_flops(compiled, (64, 96)) == count_flops(eager, (64, 96))
+    assert [type(m) for m in deepcopy(compiled).modules()] == [type(m) for m in eager.modules()]
+
+
+def test_blocks_that_do_not_compile_are_refused():
+    with pytest.raises(ValueError, match=r'compile_blocks=True: the blocks of tiny_sam'):
+        HPViT('tiny_sam', compile_blocks=True)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('options', [(), ('--train',), ('--dtype', 'bf16'), ('--count-only',)])
 def test_the_tool(options, tmp_path):
     models = ['hpvit:vit_tiny_patch16_224', 'plain:vit_tiny_patch16_224']
@@ -122,6 +150,7 @@ def test_the_tool(options, tmp_path):
         '--sizes',
         '64x64',
         '64x96',
+        '96x96',
         '--rounds',
         '2',
         '--device',
@@ -132,8 +161,9 @@ def test_the_tool(options, tmp_path):
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     rows = json.loads((tmp_path / 'out/b.json').read_text())
-    assert len(rows) == 4
+    assert len(rows) == 6
     assert all(row['total_flops'] > 1e8 for row in rows)
     assert ('seconds' in rows[0]) == (options != ('--count-only',))
+    assert re.search(r'over image area, fitted exponent: hpvit:\S+ [\d.]+; plain:', result.stdout)
     assert (tmp_path / 'out/b.md').read_text() in result.stdout
     assert (tmp_path / 'out/b.png').stat().st_size > 10**4

@@ -14,11 +14,13 @@ the tensors that live.
 import argparse
 import json
 import logging
+import math
 import platform
 import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from statistics import linear_regression
 
 import torch
 from bench.counting import count_flops, count_memory
@@ -114,6 +116,21 @@ def table(rows: list[dict], train: bool) -> str:
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
+def exponents(rows: list[dict]) -> str:
+    """How time (without times, operations) grows with image area: a line per model with three sizes or more."""
+    what = 'seconds' if 'seconds' in rows[0] else 'total_flops'
+    lines = []
+    for model in dict.fromkeys(row['model'] for row in rows):
+        own = [row for row in rows if row['model'] == model]
+        areas = [row['height'] * row['width'] for row in own]
+        if len(set(areas)) > 2:
+            slope, _ = linear_regression([math.log(a) for a in areas], [math.log(r[what]) for r in own])
+            lines.append(f'{model} {slope:.2f}')
+    kind = 'Time' if what == 'seconds' else 'Operations'
+    grow = f'\n\n{kind} over image area, fitted exponent: {"; ".join(lines)}.'
+    return grow if lines else ''
+
+
 def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
@@ -138,7 +155,7 @@ def main() -> None:
     passes = 'training step' if args.train else 'forward'
     what = f'{passes}, {args.dtype}, {"compiled" if args.compile else "eager"}, batch {args.batch}'
     head = f'{machine(args.device)}; {what}, median of {args.rounds} rounds'
-    text = f'{head}\n\n{table(rows, args.train)}\n'
+    text = f'{head}\n\n{table(rows, args.train)}{exponents(rows)}\n'
     print(text)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

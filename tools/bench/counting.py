@@ -37,7 +37,9 @@ def count_flops(model: nn.Module, size: tuple[int, int], batch: int = 1) -> dict
     """
     cpu_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     counter = FlopCounterMode(display=False, custom_mapping={cpu_attention: _attention_flops})
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), counter:
+    # Operations inside of compiled code are not seen.
+    eager = torch.compiler.set_stance('force_eager')
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), counter, eager:
         model(torch.empty(batch, 3, *size))
     named = counter.get_flop_counts()
     counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
@@ -149,7 +151,7 @@ def count_memory(
     own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     precision = torch.autocast('cpu', autocast or torch.bfloat16, enabled=autocast is not None)
     mode = model.training
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.compiler.set_stance('force_eager'):
         model.eval()
         with LiveMemory() as forward, torch.no_grad(), precision:
             model(torch.empty(batch, 3, *size))

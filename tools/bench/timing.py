@@ -102,7 +102,7 @@ class Limit:
     """
 
     def __init__(self, model: nn.Module, x: Tensor, dtype: torch.dtype) -> None:
-        with torch.no_grad(), Products() as products:
+        with torch.no_grad(), torch.compiler.set_stance('force_eager'), Products() as products:
             model(x)
         self.runs = [(self._run(shape, x.device, dtype), count) for shape, count in products.found.items()]
         self.device = x.device.type
