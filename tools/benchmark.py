@@ -145,6 +145,7 @@ def main() -> None:
     parser.add_argument('--device', choices=('cpu', 'cuda'), default=here)
     parser.add_argument('--count-only', action='store_true', help='operations and memory, no times')
     parser.add_argument('--out', type=Path, help='write OUT.json, OUT.md and the plot OUT.png')
+    parser.add_argument('--plot', type=Path, help='write the plot to this PNG file')
     args = parser.parse_args()
     logging.getLogger('timm').setLevel(logging.ERROR)
     torch.manual_seed(0)
@@ -161,7 +162,9 @@ def main() -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.with_suffix('.json').write_text(json.dumps(rows, indent=1))
         args.out.with_suffix('.md').write_text(text)
-        draw(rows, 'training' if args.train else 'inference', args.out.with_suffix('.png'))
+        args.plot = args.plot or args.out.with_suffix('.png')
+    if args.plot:
+        draw(rows, 'training' if args.train else 'inference', args.plot)
 
 
 if __name__ == '__main__':
