@@ -49,6 +49,7 @@ def test_peers_are_counted(spec):
     counts = count_flops(model, (64, 64))
     memory = count_memory(model, (64, 64))
     assert sum(kinds['linear'] for kinds in counts.values()) > 0
+    assert Limit(model, torch.randn(1, 3, 64, 64), torch.float32).seconds() > 0
     assert 0 < memory.inference < memory.training
     assert 0 < memory.saved < memory.training
     assert memory.fixed == 16 * sum(p.numel() for p in model.parameters())

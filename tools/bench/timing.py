@@ -70,7 +70,7 @@ class Products(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func in (F.linear, torch._C._nn.linear):
-            x, weight = args[0], args[1] if len(args) > 1 else kwargs['weight']
+            x, weight, *_ = (*args, *(kwargs[name] for name in ('input', 'weight') if name in kwargs))
             outputs, inputs = weight.shape
             self.found['linear', x.numel() // inputs, inputs, outputs] += 1
         elif func in (F.conv2d, F.conv_transpose2d, torch.conv2d, torch.conv_transpose2d):
