@@ -1,0 +1,82 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+"""Prediction as users run it, from a checkpoint that training wrote."""
+
+import json
+import shutil
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from test_tools import DETECTOR, SEGMENTER, env, run, train  # noqa: F401 (env is a fixture)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def images(shapes, tmp_path):
+    """A folder with two images of one stem, one of them larger, and a file that is none."""
+    folder = tmp_path / 'images'
+    folder.mkdir()
+    first = sorted((shapes / 'val').glob('*.png'))[0]
+    shutil.copy(first, folder / 'a.png')
+    cv2.imwrite(str(folder / 'a.jpg'), cv2.resize(cv2.imread(str(first)), (130, 110)))
+    (folder / 'notes.txt').write_text('no image')
+    return folder
+
+
+def predict(images, config, checkpoint, out, *options, env, fails=False):  # noqa: F811
+    command = [sys.executable, 'tools/predict.py', images, '--config', config, '--checkpoint', checkpoint]
+    return run(*command, '--out', out, '--device', 'cpu', *options, env=env, fails=fails)
+
+
+def test_detection(images, tmp_path, env):  # noqa: F811
+    train(DETECTOR, tmp_path / 'work', env=env)
+    checkpoint, out = tmp_path / 'work/iter_6.pth', tmp_path / 'out'
+    predict(images, DETECTOR, checkpoint, out, '--score-thr', '0.01', env=env)
+    first, second = json.loads((out / 'predictions.json').read_text())
+    assert [first['image'], second['image']] == [str(images / 'a.jpg'), str(images / 'a.png')]
+    for found, size in ((first, (110, 130)), (second, (96, 96))):
+        assert cv2.imread(str(out / found['picture'])).shape == (*size, 3)
+        assert len(found['scores']) == len(found['bboxes']) == len(found['masks']) == len(found['classes'])
+        assert set(found['classes']) <= {'disc', 'box', 'triangle', 'star'}
+        assert all(coco_mask.decode(mask).shape == size for mask in found['masks'])
+    # A single image is as good as a folder.
+    predict(images / 'a.png', DETECTOR, checkpoint, tmp_path / 'one', env=env)
+    (alone,) = json.loads((tmp_path / 'one/predictions.json').read_text())
+    np.testing.assert_allclose(alone['scores'], second['scores'], rtol=1e-5)
+
+
+def test_segmentation(images, tmp_path, env):  # noqa: F811
+    train(SEGMENTER, tmp_path / 'work', env=env)
+    out = tmp_path / 'out'
+    predict(images, SEGMENTER, tmp_path / 'work/iter_6.pth', out, env=env)
+    for found, size in zip(
+        json.loads((out / 'predictions.json').read_text()), ((110, 130), (96, 96)), strict=True
+    ):
+        assert cv2.imread(str(out / found['picture'])).shape == (*size, 3)
+        labels = cv2.imread(str(out / found['map']), cv2.IMREAD_UNCHANGED)
+        assert labels.shape == size
+        assert set(found['share_of_pixels']) <= {'background', 'disc', 'box', 'triangle', 'star'}
+        assert sum(found['share_of_pixels'].values()) == pytest.approx(1, abs=1e-3)
+    (images / 'Broken.jpg').write_bytes(b'nothing')
+    output = predict(images, SEGMENTER, tmp_path / 'work/iter_6.pth', out, env=env, fails=True)
+    assert '1 of 3 images could not be read' in output
+    first, *others = json.loads((out / 'predictions.json').read_text())
+    assert first == {'image': str(images / 'Broken.jpg'), 'error': 'OpenCV does not read it'}
+    assert all('map' in found for found in others)
+
+
+def test_bad_calls_are_one_line(images, tmp_path, env):  # noqa: F811
+    empty = tmp_path / 'empty'
+    empty.mkdir()
+    for where, config, checkpoint, message in (
+        (tmp_path / 'nowhere', SEGMENTER, 'no.pth', 'expected an image or a folder of images'),
+        (empty, SEGMENTER, 'no.pth', 'no image in'),
+        (images, 'no.py', 'no.pth', "--config 'no.py' does not exist"),
+        (images, SEGMENTER, 'no.pth', "--checkpoint 'no.pth' does not exist"),
+    ):
+        output = predict(where, config, checkpoint, tmp_path / 'out', env=env, fails=True)
+        assert message in output
+        assert len(output.strip().splitlines()) == 1
