@@ -62,16 +62,16 @@ def measure_size(args: argparse.Namespace, size: tuple[int, int]) -> list[dict]:
     rows, runs, limits = [], {}, {}
     for spec in args.models:
         try:
-            model = build(spec, size)
+            model = build(spec, size).train(args.train)
+            flops = count_flops(model, size, args.batch)
         except (ValueError, AssertionError, RuntimeError) as error:
+            # Some peers cannot take any size.
             reason = str(error).splitlines()[0][:100]
             print(f'{spec} at {size[0]}x{size[1]}: left out, {reason}', file=sys.stderr)
             continue
-        model.train(args.train)
         row = dict(model=spec, height=size[0], width=size[1], batch=args.batch)
         row['parameters'] = sum(p.numel() for p in model.parameters())
-        row['flops'] = count_flops(model, size, args.batch)
-        row['total_flops'] = sum(sum(kinds.values()) for kinds in row['flops'].values())
+        row |= dict(flops=flops, total_flops=sum(sum(kinds.values()) for kinds in flops.values()))
         row |= vars(count_memory(model, size, args.batch, None if args.dtype == 'fp32' else dtype))
         rows.append(row)
         if args.count_only:

@@ -1,0 +1,211 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+"""Write a backbone, or a whole segmenter, as ONNX or as a program of torch.export, for any batch and image size.
+
+    python tools/export.py CONFIG OUT.onnx --checkpoint CHECKPOINT       a segmenter: images to logits at their size
+    python tools/export.py CONFIG OUT.onnx --backbone                    any config: images to feature maps
+    python tools/export.py CONFIG OUT.pt2 --checkpoint CHECKPOINT        the same for torch.export.load
+
+Images go in normalised (the config's data_preprocessor has mean and std), in float32, (B, 3, H, W). ONNX takes any H and
+W above 32: sides are filled up to multiples of 32 with zeros, as mmdet and mmseg do with size_divisor=32, and what comes out
+is cropped. A .pt2 takes multiples of 32 above 32. What was written is read again and compared with torch at three sizes.
+"""
+
+import argparse
+import importlib.util
+import logging
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from launch import stop
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import load_checkpoint
+from torch import Tensor, nn
+
+SIZES = {'.onnx': ((64, 96), (101, 75), (224, 131)), '.pt2': ((64, 96), (128, 96), (224, 160))}
+BATCHES = (1, 2, 3)
+
+
+class Maps(nn.Module):
+    """Images (B, 3, H, W) to the feature maps of a backbone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.backbone = model.backbone
+        self.strides = [4 * 2**i for i in getattr(self.backbone, 'levels', self.backbone.out_indices)]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.backbone(x)
+
+
+class Logits(nn.Module):
+    """Images (B, 3, H, W) to the logits of a segmenter, (B, classes, H, W)."""
+
+    strides = (1,)
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        logits = self.model.decode_head(self.model.extract_feat(x))
+        size = dict(size=x.shape[-2:], mode='bilinear', align_corners=self.model.align_corners)
+        return (F.interpolate(logits, **size),)
+
+
+class AnySize(nn.Module):
+    """Fills images up to multiples of 32 and crops what comes out to ceil(H / stride), ceil(W / stride)."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        h, w = x.shape[-2:]
+        outs = self.inner(F.pad(x, (0, -w % 32, 0, -h % 32)))
+        sizes = [((h + s - 1) // s, (w + s - 1) // s) for s in self.inner.strides]
+        return tuple(out[:, :, :rows, :columns] for out, (rows, columns) in zip(outs, sizes, strict=True))
+
+
+class SummedAdaptivePool(nn.Module):
+    """Adaptive average pooling by sums over rectangles; ONNX knows the ready one at fixed sizes only.
+
+    Args:
+        cells: Rows and columns that come out.
+    """
+
+    def __init__(self, cells: int | tuple[int, int]) -> None:
+        super().__init__()
+        self.cells = (cells, cells) if isinstance(cells, int) else cells
+
+    def forward(self, x: Tensor) -> Tensor:
+        (rows, columns), (h, w) = self.cells, x.shape[-2:]
+        sums = F.pad(x.cumsum(2).cumsum(3), (1, 0, 1, 0))
+        y, x = torch.arange(rows, device=x.device), torch.arange(columns, device=x.device)
+        top, bottom = y * h // rows, ((y + 1) * h + rows - 1) // rows
+        left, right = x * w // columns, ((x + 1) * w + columns - 1) // columns
+        above, below = sums.index_select(2, top), sums.index_select(2, bottom)
+        total = (below - above).index_select(3, right) - (below - above).index_select(3, left)
+        return total / ((bottom - top)[:, None] * (right - left)).to(total)
+
+
+def replace_adaptive_pools(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.AdaptiveAvgPool2d):
+            setattr(module, name, SummedAdaptivePool(child.output_size))
+        else:
+            replace_adaptive_pools(child)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config')
+    parser.add_argument('out', type=Path, help='file that ends in .onnx or .pt2')
+    parser.add_argument('--checkpoint', help='checkpoint that training wrote; without it, random weights')
+    parser.add_argument('--backbone', action='store_true', help='the backbone alone')
+    args = parser.parse_args()
+    if not Path(args.config).is_file():
+        stop(f'config {args.config!r} does not exist')
+    if args.checkpoint and not Path(args.checkpoint).is_file():
+        stop(f'--checkpoint {args.checkpoint!r} does not exist')
+    if args.out.suffix not in SIZES:
+        stop(f'{str(args.out)!r}: expected a name that ends in .onnx or .pt2')
+    missing = [n for n in ('onnx', 'onnxscript', 'onnxruntime') if not importlib.util.find_spec(n)]
+    if args.out.suffix == '.onnx' and missing:
+        stop(f'ONNX needs {", ".join(missing)}: pip install {" ".join(missing)}')
+    return args
+
+
+def build(args: argparse.Namespace) -> nn.Module:
+    """The part of the config's model that is exported, on the CPU."""
+    cfg = Config.fromfile(args.config)
+    if cfg.get('default_scope') != 'mmseg' and not args.backbone:
+        stop(
+            f'{args.config} is of {cfg.get("default_scope")}: only segmenters are exported whole; '
+            'add --backbone for the backbone alone'
+        )
+    init_default_scope(cfg.default_scope)
+    cfg.model.backbone.update(init_cfg=None, compile_blocks=False)
+    model = MODELS.build(cfg.model)
+    if args.checkpoint:
+        load_checkpoint(model, args.checkpoint, map_location='cpu', strict=True)
+    model.eval()
+    replace_adaptive_pools(model)
+    return Maps(model) if args.backbone else Logits(model)
+
+
+def write_onnx(part: nn.Module, path: Path) -> None:
+    dynamic = torch.export.Dim.DYNAMIC
+    with torch.no_grad():
+        program = torch.onnx.export(
+            AnySize(part).eval(),
+            (torch.randn(2, 3, 96, 160),),
+            input_names=['images'],
+            dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
+            dynamo=True,
+            verbose=False,
+        )
+    program.save(str(path))
+
+
+def write_program(part: nn.Module, path: Path) -> None:
+    rows, columns = (torch.export.Dim(name, min=2) for name in ('rows', 'columns'))
+    shapes = ({0: torch.export.Dim('batch'), 2: 32 * rows, 3: 32 * columns},)
+    with torch.no_grad():
+        torch.export.save(
+            torch.export.export(part, (torch.randn(2, 3, 96, 160),), dynamic_shapes=shapes), path
+        )
+
+
+def read(path: Path):
+    """What was written, as a function from images to a list of tensors."""
+    if path.suffix == '.pt2':
+        module = torch.export.load(path).module()
+        return lambda images: list(module(images))
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    return lambda images: [torch.from_numpy(out) for out in session.run(None, {'images': images.numpy()})]
+
+
+def compare(part: nn.Module, path: Path) -> float:
+    """Largest difference from torch over three batches of other sizes, relative to the largest value."""
+    run, worst = read(path), 0.0
+    reference = AnySize(part).eval() if path.suffix == '.onnx' else part
+    for batch, size in zip(BATCHES, SIZES[path.suffix], strict=True):
+        images = torch.randn(batch, 3, *size)
+        with torch.no_grad():
+            expected, got = reference(images), run(images)
+        for a, b in zip(expected, got, strict=True):
+            worst = max(worst, float((a - b).abs().max() / a.abs().max().clamp(min=1)))
+            if a.shape != b.shape:
+                stop(f'{path} gives {tuple(b.shape)} where torch gives {tuple(a.shape)}')
+    return worst
+
+
+def main() -> None:
+    args = parse_args()
+    for name in ('timm', 'onnxscript', 'torch.onnx', 'mmengine'):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    part = build(args)
+    if not args.checkpoint:
+        print('RANDOM weights: give --checkpoint for trained ones', file=sys.stderr)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        (write_onnx if args.out.suffix == '.onnx' else write_program)(part, args.out)
+    except Exception as error:
+        # The exporters raise many kinds, with pages of text.
+        reason = str(error.__cause__ or error).strip().splitlines()[0][:200]
+        stop(f'{args.config} cannot be exported as {args.out.suffix}: {type(error).__name__}, {reason}')
+    difference = compare(part, args.out)
+    if difference > 1e-4:
+        stop(f'{args.out} differs from torch by {difference:.1e}, relative to the largest value')
+    print(f'{args.out}: differs from torch by {difference:.1e} at three sizes')
+
+
+if __name__ == '__main__':
+    main()
