@@ -62,7 +62,8 @@ def measure_size(args: argparse.Namespace, size: tuple[int, int]) -> list[dict]:
     rows, runs, limits = [], {}, {}
     for spec in args.models:
         try:
-            model = build(spec, size).train(args.train)
+            model = build(spec, size)
+            model.train(args.train)
             flops = count_flops(model, size, args.batch)
         except (ValueError, AssertionError, RuntimeError) as error:
             # Some peers cannot take any size.

@@ -5,9 +5,10 @@
     python tools/export.py CONFIG OUT.onnx --backbone                    any config: images to feature maps
     python tools/export.py CONFIG OUT.pt2 --checkpoint CHECKPOINT        the same for torch.export.load
 
-Images go in normalised (the config's data_preprocessor has mean and std), in float32, (B, 3, H, W). ONNX takes any H and
-W above 32: sides are filled up to multiples of 32 with zeros, as mmdet and mmseg do with size_divisor=32, and what comes out
-is cropped. A .pt2 takes multiples of 32 above 32. What was written is read again and compared with torch at three sizes.
+Images go in normalised (the config's data_preprocessor has mean and std), in float32, (B, 3, H, W). ONNX takes any
+H and W above 32: sides are filled up to multiples of 32 with zeros, as mmdet and mmseg do with size_divisor=32, and
+what comes out is cropped. A .pt2 takes multiples of 32 above 32. What was written is read again and compared with
+torch at three sizes.
 """
 
 import argparse
@@ -131,6 +132,10 @@ def build(args: argparse.Namespace) -> nn.Module:
     init_default_scope(cfg.default_scope)
     cfg.model.backbone.update(init_cfg=None, compile_blocks=False)
     model = MODELS.build(cfg.model)
+    if not getattr(getattr(model.backbone, 'positions', None), 'compiles', True):
+        stop(
+            f'blocks of {model.backbone.plain} cut windows by the size of the image and cannot be exported for all'
+        )
     if args.checkpoint:
         load_checkpoint(model, args.checkpoint, map_location='cpu', strict=True)
     model.eval()
