@@ -1,15 +1,33 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 root = Path(__file__).parent
 version = re.search(r"__version__ = '(.+)'", (root / 'mmhpvit/__init__.py').read_text())[1]
 # torch, mmcv, mmengine, mmdet and mmsegmentation are the user's own and are never pulled in or replaced.
 runtime = (root / 'requirements/runtime.txt').read_text().split()
 
+
+class BuildWithConfigs(build_py):
+    """Puts configs, tools and the model index into the wheel as mmhpvit/.mim, where mim looks for them."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        folder = Path(self.build_lib, 'mmhpvit/.mim')
+        unwanted = shutil.ignore_patterns('__pycache__', '*.pyc')
+        for name in ('configs', 'tools'):
+            shutil.copytree(root / name, folder / name, dirs_exist_ok=True, ignore=unwanted)
+        shutil.copy(root / 'model-index.yml', folder)
+
+
 setup(
+    cmdclass={'build_py': BuildWithConfigs},
     name='mmhpvit',
     version=version,
     description='Plain ViT checkpoints as hierarchical backbones for MMDetection and MMSegmentation',

@@ -16,7 +16,7 @@ from .weights import PlainViTInit, load_plain_weights
 
 allow_mmengine_checkpoints()
 
-__version__ = '0.2.0'
+__version__ = '0.3.0'
 __all__ = [
     'HPViT',
     'Inspection',

@@ -3,10 +3,12 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from mmengine.config import Config
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
 
@@ -77,6 +79,51 @@ def test_table_of_families_is_that_of_timm(tmp_path):
     checked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert checked.returncode == 1
     assert 'out of date' in checked.stderr
+
+
+@pytest.mark.parametrize('page', ['mmdet', 'mmseg'])
+def test_config_of_a_page_builds(page, tmp_path):
+    (code,) = re.findall(r'```python\n(.*?)```', (ROOT / f'docs/{page}.md').read_text(), re.DOTALL)
+    config = tmp_path / 'own.py'
+    config.write_text(code)
+    cfg = Config.fromfile(config)
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    assert type(model.backbone).__name__ == 'HPViT'
+    assert cfg.optim_wrapper.constructor == 'LayerIdDecayConstructor'
+
+
+@pytest.mark.slow
+def test_wheel_carries_configs_and_tools(tmp_path):
+    """As mmhpvit/.mim, where mim looks; every recipe is in the model index, and no result is claimed."""
+    source = tmp_path / 'source'
+    shutil.copytree(
+        ROOT, source, ignore=shutil.ignore_patterns('.venv', '.git', 'work_dirs', 'data', '__pycache__')
+    )
+    command = [
+        sys.executable,
+        '-m',
+        'pip',
+        'wheel',
+        '-q',
+        '--no-deps',
+        '--no-build-isolation',
+        '-w',
+        tmp_path,
+        source,
+    ]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob('mmhpvit-*.whl')
+    names = set(zipfile.ZipFile(wheel).namelist())
+    configs = {str(path.relative_to(ROOT)) for path in (ROOT / 'configs').glob('**/*.py')}
+    assert {f'mmhpvit/.mim/{name}' for name in (*configs, 'tools/train.py', 'model-index.yml')} <= names
+    assert not [name for name in names if name.startswith('tests')]
+    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
+    models = [m for path in index for m in yaml.safe_load((ROOT / path).read_text())['Models']]
+    recipes = {c for c in configs if not c.startswith(('configs/_base_', 'configs/demo'))}
+    assert sorted(m['Config'] for m in models) == sorted(recipes)
+    assert not [m for m in models if 'Results' in m]
 
 
 def test_links_of_the_documents_exist():

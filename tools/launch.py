@@ -2,12 +2,14 @@
 """What ``train.py`` and ``test.py`` share: options, checks before anything starts, and the CPU paths."""
 
 import argparse
+import importlib
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
+from types import ModuleType
 
 # A clone that is not installed works too.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -37,12 +39,25 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
+def read_config(path: str) -> Config:
+    """Read a config file; where it needs mmpretrain, see that it is there."""
+    try:
+        cfg = Config.fromfile(path)
+    except ModuleNotFoundError as error:
+        if 'mmpretrain' in str(error):
+            prepare_mmpretrain()
+        raise
+    if cfg.get('default_scope') == 'mmpretrain':
+        prepare_mmpretrain()
+    return cfg
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config file and apply the options of the command line that every tool has."""
     if not Path(args.config).is_file():
         stop(f'config {args.config!r} does not exist; the ones of this project are in configs/')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     cfg.launcher = args.launcher
     for key in args.cfg_options or {}:
         name = key.partition('.')[0]
@@ -52,6 +67,20 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg.merge_from_dict(args.cfg_options or {})
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     return cfg
+
+
+def prepare_mmpretrain() -> None:
+    """Make mmpretrain importable beside any transformers, or stop and say what it needs.
+
+    mmpretrain 1.2.0 imports its multimodal models wherever transformers is installed, and fails with version 5 of it;
+    so would mmdet then, which imports mmpretrain where it is there. Classifiers do not need them.
+    """
+    name = 'mmpretrain.models.multimodal'
+    sys.modules.setdefault(name, ModuleType(name))
+    try:
+        importlib.import_module('mmpretrain')
+    except ImportError as error:
+        stop(f"classification needs mmpretrain: pip install 'mmpretrain==1.2.0' ({error})")
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -18,8 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from launch import stop
-from mmengine.config import Config
+from launch import read_config, stop
 from tqdm import tqdm
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -112,7 +111,7 @@ def main() -> None:
         path = getattr(args, option)
         if not path.startswith(('http://', 'https://')) and not Path(path).is_file():
             stop(f'--{option} {path!r} does not exist')
-    scope = Config.fromfile(args.config).get('default_scope')
+    scope = read_config(args.config).get('default_scope')
     if scope not in KINDS:
         stop(f'{args.config} has default_scope={scope!r}; expected one of {", ".join(KINDS)}')
     predict = KINDS[scope](args)

@@ -1,0 +1,22 @@
+# ImageNet classifier on HPViT-B from MAE weights: the last map, averaged, and one linear layer.
+# Head, label smoothing, mixup and cutmix: MAE's fine-tuning (arXiv 2111.06377, appendix A.2, table 9).
+custom_imports = dict(imports=['mmhpvit'], allow_failed_imports=False)
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(
+        type='HPViT',
+        plain='vit_base_patch16_224.mae',
+        out_indices=(3,),
+        drop_path_rate=0.1,
+        init_cfg=dict(type='PlainViT'),  # checkpoint=FILE for weights of your own
+    ),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(
+        type='LinearClsHead',
+        num_classes=1000,
+        in_channels=768,
+        loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
+        init_cfg=dict(type='TruncNormal', layer='Linear', std=2e-5),
+    ),
+    train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]),
+)
