@@ -138,7 +138,7 @@ def test_compiled_blocks_compute_the_same(plain):
 
 
 def test_blocks_that_do_not_compile_are_refused():
-    with pytest.raises(ValueError, match=r'compile_blocks=True: blocks of tiny_sam'):
+    with pytest.raises(ValueError, match=r'compile_blocks=True: the blocks of tiny_sam'):
         HPViT('tiny_sam', compile_blocks=True)
 
 
