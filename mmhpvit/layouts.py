@@ -10,7 +10,8 @@ window of ``window`` such steps::
     grid, dilation 2                (0 2 4 6) (1 3 5 7)
     grid in windows of 2            (0 2) (1 3) (4 6) (5 7)
 
-Windows are as even as can be: 50 tokens in windows of up to 16 are cut 13, 13, 13, 11. Sizes that a dilation does
+As few windows as will do, of one length but for the last: 50 tokens in windows of up to 16 are cut
+13, 13, 13, 11. Sizes that a dilation does
 not divide give sequences of two lengths. Rather than padding sequences with tokens that are not there, sequences
 of one shape become a group: one where everything divides, at most three an axis. Every sequence therefore holds
 real tokens only, and no attention mask is needed.

@@ -186,9 +186,11 @@ def compare(part: nn.Module, path: Path) -> float:
         with torch.no_grad():
             expected, got = reference(images), run(images)
         for a, b in zip(expected, got, strict=True):
-            worst = max(worst, float((a - b).abs().max() / a.abs().max().clamp(min=1)))
             if a.shape != b.shape:
                 stop(f'{path} gives {tuple(b.shape)} where torch gives {tuple(a.shape)}')
+            if not b.isfinite().all():
+                stop(f'{path} gives values that are not finite')
+            worst = max(worst, float((a - b).abs().max() / a.abs().max().clamp(min=1)))
     return worst
 
 
