@@ -10,7 +10,7 @@ import sys
 
 import cv2
 import pytest
-from test_tools import ROOT, run, train
+from test_tools import DETECTOR, ROOT, run, train
 from test_tools import env as tool_env  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.slow
@@ -79,6 +79,12 @@ def test_recipes_follow_mae(env):
         assert recipe['epochs'] == ([50, 50] if large else [100, 100])
         assert recipe['batch'] == [128, 1024]
         assert recipe['grouped']
+
+
+def test_detectors_train_where_mmpretrain_is(tmp_path, env):
+    """mmdet imports it, and that fails with transformers 5 unless it is prepared."""
+    train(DETECTOR, tmp_path, '--cfg-options', 'train_cfg.max_iters=1', 'train_cfg.val_interval=9', env=env)
+    assert (tmp_path / 'iter_1.pth').exists()
 
 
 def test_without_mmpretrain_the_error_says_what_to_install(tool_env):  # noqa: F811

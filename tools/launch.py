@@ -3,6 +3,7 @@
 
 import argparse
 import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -41,14 +42,15 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
 
 def read_config(path: str) -> Config:
     """Read a config file; where it needs mmpretrain, see that it is there."""
+    leave_out_multimodal()
     try:
         cfg = Config.fromfile(path)
     except ModuleNotFoundError as error:
         if 'mmpretrain' in str(error):
-            prepare_mmpretrain()
+            require_mmpretrain()
         raise
     if cfg.get('default_scope') == 'mmpretrain':
-        prepare_mmpretrain()
+        require_mmpretrain()
     return cfg
 
 
@@ -69,14 +71,19 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def prepare_mmpretrain() -> None:
-    """Make mmpretrain importable beside any transformers, or stop and say what it needs.
+def leave_out_multimodal() -> None:
+    """Make mmpretrain importable beside any transformers.
 
     mmpretrain 1.2.0 imports its multimodal models wherever transformers is installed, and fails with version 5 of it;
-    so would mmdet then, which imports mmpretrain where it is there. Classifiers do not need them.
+    so does mmdet then, which imports mmpretrain where it is there. Nothing here needs those models.
     """
-    name = 'mmpretrain.models.multimodal'
-    sys.modules.setdefault(name, ModuleType(name))
+    if importlib.util.find_spec('mmpretrain'):
+        name = 'mmpretrain.models.multimodal'
+        sys.modules.setdefault(name, ModuleType(name))
+
+
+def require_mmpretrain() -> None:
+    """Stop where mmpretrain cannot be imported."""
     try:
         importlib.import_module('mmpretrain')
     except ImportError as error:

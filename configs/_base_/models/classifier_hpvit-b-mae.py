@@ -8,6 +8,7 @@ model = dict(
         plain='vit_base_patch16_224.mae',
         out_indices=(3,),
         drop_path_rate=0.1,
+        with_cp=True,  # 128 images a GPU in float32; ours
         init_cfg=dict(type='PlainViT'),  # checkpoint=FILE for weights of your own
     ),
     neck=dict(type='GlobalAveragePooling'),

@@ -6,7 +6,7 @@ model = dict(
 )
 optim_wrapper = dict(
     _delete_=True,
-    type='AmpOptimWrapper',
+    type='OptimWrapper',  # float32: matching costs over whole masks overflow in half precision
     constructor='LayerIdDecayConstructor',
     paramwise_cfg=dict(
         decay_rate=0.7,  # ViT-B (ViTDet, appendix A.2)
