@@ -81,6 +81,15 @@ def test_recipes_follow_mae(env):
         assert recipe['grouped']
 
 
+def test_missing_images_are_one_line(tmp_path, env):
+    output = train(RECIPES[0], tmp_path, env=env, fails=True)
+    assert (
+        output.strip()
+        .splitlines()[-1]
+        .startswith('error: data/imagenet/train does not exist (train_dataloader.dataset, looked from')
+    )
+
+
 def test_detectors_train_where_mmpretrain_is(tmp_path, env):
     """mmdet imports it, and that fails with transformers 5 unless it is prepared."""
     train(DETECTOR, tmp_path, '--cfg-options', 'train_cfg.max_iters=1', 'train_cfg.val_interval=9', env=env)

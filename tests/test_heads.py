@@ -96,9 +96,7 @@ def test_trains_and_predicts(path):
     loss, _ = model.parse_losses(losses)
     assert loss.isfinite()
     loss.backward()
-    unused = [
-        n for n, p in model.backbone.named_parameters() if p.grad is None or not p.grad.isfinite().all()
-    ]
+    unused = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert unused == []
     model.eval()
     with torch.no_grad():

@@ -40,6 +40,7 @@ def test_detection(images, tmp_path, env):  # noqa: F811
     for found, size in ((first, (110, 130)), (second, (96, 96))):
         assert cv2.imread(str(out / found['picture'])).shape == (*size, 3)
         assert len(found['scores']) == len(found['bboxes']) == len(found['masks']) == len(found['classes'])
+        assert found['scores']
         assert set(found['classes']) <= {'disc', 'box', 'triangle', 'star'}
         assert all(coco_mask.decode(mask).shape == size for mask in found['masks'])
     # A single image is as good as a folder.

@@ -117,6 +117,8 @@ def check_data(cfg: Config, *loaders: str) -> None:
             prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
             paths = [dataset.get('ann_file'), *prefixes]
             paths = [os.path.join(root, path) for path in paths if isinstance(path, str) and path]
+            # ImageNet's are found by the split, or by the folders of the classes.
+            paths = paths or ([os.path.join(root, dataset.get('split') or '')] if root else [])
             missing += [(f'{key}', path) for path in _missing(paths, dataset)]
             options.append(f'{key}.data_root=FOLDER')
         key = loader.replace('dataloader', 'evaluator')

@@ -40,7 +40,7 @@ def main() -> None:
         cfg.load_from = None if args.resume == 'auto' else args.resume
     check_amp(cfg)
     check_weights(cfg)
-    check_data(cfg, 'train_dataloader', *(['val_dataloader'] if cfg.get('val_cfg') else []))
+    check_data(cfg, 'train_dataloader', *(['val_dataloader'] if cfg.get('val_cfg') is not None else []))
     build_runner(cfg).train()
 
 
