@@ -65,6 +65,10 @@ def test_what_cannot_be_exported_is_refused_in_a_line(tmp_path, env):  # noqa: F
     for command, message in (
         ((DETECTOR, tmp_path / 'd.onnx'), 'only segmenters are exported whole; add --backbone'),
         ((DETECTOR, tmp_path / 'd.torch', '--backbone'), r'expected a name that ends in .onnx or .pt2'),
+        (
+            ('configs/ade20k/mask2former_hpvit-b-mae_8xb2-160k_ade20k-512x512.py', tmp_path / 'd.onnx'),
+            'add --backbone',
+        ),
         (('no.py', tmp_path / 'd.onnx'), "config 'no.py' does not exist"),
         ((config, tmp_path / 'd.pt2', '--backbone'), 'blocks of tiny_sam cut windows'),
     ):

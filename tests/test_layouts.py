@@ -20,7 +20,7 @@ def test_restore_undoes_partition(layout, size):
 
 
 def even_side(size, layout):
-    """Side of the windows, in tokens of the map: as many windows as are needed, as even as can be."""
+    """Side of the windows, in tokens of the map: as few windows as will do, of one length but for the last."""
     steps = -(-size // layout.dilation)
     if layout.window is None:
         return steps * layout.dilation
@@ -48,9 +48,10 @@ def test_sequences_hold_exactly_the_tokens_of_the_layout(layout, size):
 
 
 @pytest.mark.parametrize(
-    ('size', 'window', 'sides'), [(50, 16, [13, 11]), (64, 14, [13, 12]), (84, 16, [14]), (3, 14, [3])]
+    ('size', 'window', 'sides'),
+    [(50, 16, [13, 11]), (64, 14, [13, 12]), (84, 16, [14]), (3, 14, [3]), (21, 5, [5, 1])],
 )
-def test_windows_are_even(size, window, sides):
+def test_windows_have_one_length_but_for_the_last(size, window, sides):
     groups = partition(torch.zeros(1, size, 1, 1), Layout(window))
     assert [g.shape[2] for g in groups] == sides
 

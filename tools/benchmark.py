@@ -157,6 +157,8 @@ def main() -> None:
     passes = 'training step' if args.train else 'forward'
     what = f'{passes}, {args.dtype}, {"compiled" if args.compile else "eager"}, batch {args.batch}'
     head = f'{machine(args.device)}; {what}, median of {args.rounds} rounds'
+    if args.count_only:
+        head = f'Counted, not measured: {passes}, {args.dtype}, batch {args.batch}'
     text = f'{head}\n\n{table(rows, args.train)}{exponents(rows)}\n'
     print(text)
     if args.out:

@@ -2,13 +2,13 @@
 """Write a backbone, or a whole segmenter, as ONNX or as a program of torch.export, for any batch and image size.
 
     python tools/export.py CONFIG OUT.onnx --checkpoint CHECKPOINT       a segmenter: images to logits at their size
-    python tools/export.py CONFIG OUT.onnx --backbone                    any config: images to feature maps
+    python tools/export.py CONFIG OUT.onnx --backbone                    any config of HPViT: images to feature maps
     python tools/export.py CONFIG OUT.pt2 --checkpoint CHECKPOINT        the same for torch.export.load
 
 Images go in normalised (the config's data_preprocessor has mean and std), in float32, (B, 3, H, W). ONNX takes any
 H and W above 32: sides are filled up to multiples of 32 with zeros, as mmdet and mmseg do with size_divisor=32, and
 what comes out is cropped. A .pt2 takes multiples of 32 above 32. What was written is read again and compared with
-torch at three sizes.
+torch at three sizes. Segmenters see the whole image: a test_cfg that slides is left to the caller.
 """
 
 import argparse
@@ -19,8 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from launch import stop
-from mmengine.config import Config
+from launch import read_config, stop
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
@@ -123,16 +122,20 @@ def parse_args() -> argparse.Namespace:
 
 def build(args: argparse.Namespace) -> nn.Module:
     """The part of the config's model that is exported, on the CPU."""
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     if cfg.get('default_scope') != 'mmseg' and not args.backbone:
         stop(
             f'{args.config} is of {cfg.get("default_scope")}: only segmenters are exported whole; '
             'add --backbone for the backbone alone'
         )
     init_default_scope(cfg.default_scope)
+    if cfg.model.backbone.type not in ('HPViT', 'PlainViTPyramid'):
+        stop(f'{args.config} has a {cfg.model.backbone.type}; only HPViT and PlainViTPyramid are exported')
     cfg.model.backbone.update(init_cfg=None, compile_blocks=False)
     model = MODELS.build(cfg.model)
-    if not getattr(getattr(model.backbone, 'positions', None), 'compiles', True):
+    if not args.backbone and 'Mask2Former' in type(model.decode_head).__name__:
+        stop(f'{args.config}: Mask2Former gives queries, not logits; add --backbone for the backbone alone')
+    if not model.backbone.positions.compiles:
         stop(
             f'blocks of {model.backbone.plain} cut windows by the size of the image and cannot be exported for all'
         )

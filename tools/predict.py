@@ -73,7 +73,7 @@ def segmenter(args: argparse.Namespace) -> Callable[[Path], tuple[dict, np.ndarr
 
     def predict(path: Path) -> tuple[dict, np.ndarray]:
         result = inferencer(str(path), return_vis=True)
-        labels = np.asarray(result['predictions']).astype(np.uint8)
+        labels = np.asarray(result['predictions']).astype(np.uint8 if len(names) <= 256 else np.uint16)
         file = maps / f'{path.name}.png'
         cv2.imwrite(str(file), labels)
         shares = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
@@ -107,10 +107,10 @@ KINDS = {'mmdet': detector, 'mmseg': segmenter, 'mmpretrain': classifier}
 def main() -> None:
     args = parse_args()
     images = find_images(args.images)
-    for option in ('config', 'checkpoint'):
-        path = getattr(args, option)
-        if not path.startswith(('http://', 'https://')) and not Path(path).is_file():
-            stop(f'--{option} {path!r} does not exist')
+    if not Path(args.config).is_file():
+        stop(f'--config {args.config!r} does not exist')
+    if not args.checkpoint.startswith(('http://', 'https://')) and not Path(args.checkpoint).is_file():
+        stop(f'--checkpoint {args.checkpoint!r} does not exist')
     scope = read_config(args.config).get('default_scope')
     if scope not in KINDS:
         stop(f'{args.config} has default_scope={scope!r}; expected one of {", ".join(KINDS)}')

@@ -63,6 +63,8 @@ def frozen(spec: str, weights: str, size: tuple[int, int]) -> nn.Module:
     load_plain_weights(model, weights)
     if dilation:
         steps = json.loads(dilation.partition('=')[2].replace('(', '[').replace(')', ']'))
+        if len(steps) != 4:
+            sys.exit(f'error: {dilation}: expected four numbers, one a stage')
         chosen = steps[model.first_stage :]
         model.stages = [
             replace(s, layout=Layout(None, d)) for s, d in zip(model.stages, chosen, strict=False)

@@ -6,7 +6,7 @@ vit = dict(
     _delete_=True,
     type='HPViT',
     plain='vit_base_patch16_224.mae',
-    drop_path_rate=0.1,  # MAE (arXiv 2111.06377), appendix A.4
+    drop_path_rate=0.1,  # mmseg's config of MAE
     init_cfg=dict(type='PlainViT'),  # checkpoint=FILE for weights of your own
 )
 model = dict(backbone=vit, decode_head=dict(in_channels=[768, 768, 768, 768]))
@@ -15,7 +15,7 @@ optim_wrapper = dict(
     type='OptimWrapper',
     constructor='LayerIdDecayConstructor',
     paramwise_cfg=dict(
-        decay_rate=0.65,  # ViT-B (MAE, appendix A.4)
+        decay_rate=0.65,  # ViT-B (mmseg's config of MAE)
         custom_keys=dict(
             query_embed=dict(decay_mult=0.0),
             query_feat=dict(decay_mult=0.0),

@@ -11,7 +11,7 @@ optim_wrapper = dict(
     type='OptimWrapper',
     constructor='LayerIdDecayConstructor',
     paramwise_cfg=dict(
-        decay_rate=0.65,  # ViT-B (MAE, appendix A.4)
+        decay_rate=0.65,  # ViT-B (mmseg's config of MAE)
         custom_keys=dict(
             query_embed=dict(decay_mult=0.0),
             query_feat=dict(decay_mult=0.0),

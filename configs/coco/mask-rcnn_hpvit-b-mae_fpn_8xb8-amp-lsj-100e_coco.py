@@ -6,7 +6,7 @@ _base_ = [
     'mmdet::_base_/default_runtime.py',
 ]
 image_size = (1024, 1024)
-# At these sizes windows of the grid take five eighths of a whole grid's operations: docs/depths-and-layout.md.
+# At these sizes windows of the grid take five eighths of a whole grid's operations (ViT-B): docs/depths-and-layout.md.
 model = dict(
     backbone=dict(attention=('window_grid', 'window_grid', 'global', 'global'), window_size=16),
     data_preprocessor=dict(batch_augments=[dict(type='BatchFixedSizePad', size=image_size, pad_mask=True)]),

@@ -1,4 +1,4 @@
-# RandAugment and random erasing 0.25 are those of the inherited data set, which MAE's are.
+# The inherited data set has RandAugment and random erasing 0.25, as MAE's published code.
 _base_ = [
     '../_base_/models/classifier_hpvit-b-mae.py',
     'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py',

@@ -1,4 +1,4 @@
-# MAE's differences for ViT-L (appendix A.2 and the published code): 1e-3 for 256 images, 50 epochs, decay 0.75, drop
+# MAE's differences for ViT-L (FINETUNE.md of its published code): 1e-3 for 256 images, 50 epochs, decay 0.75, drop
 # path 0.2.
 _base_ = './hpvit-b-mae_8xb128-100e_in1k.py'
 model = dict(

@@ -5,8 +5,9 @@ vit = dict(
     _delete_=True,
     type='HPViT',
     plain='vit_base_patch16_224.mae',
-    drop_path_rate=0.1,  # ViTDet, appendix A.2, table 10; MAE, appendix A.4
+    drop_path_rate=0.1,  # ViTDet, appendix A.2, table 10; mmseg's config of MAE
     init_cfg=dict(type='PlainViT'),  # checkpoint=FILE for weights of your own
 )
-# For detection at 800x1333 and 1024x1024: five eighths of the operations (docs/depths-and-layout.md).
+# For detection at 800x1333 and 1024x1024: five eighths of a whole grid's operations for ViT-B, see
+# docs/depths-and-layout.md.
 windows = dict(attention=('window_grid', 'window_grid', 'global', 'global'), window_size=16)

@@ -1,5 +1,5 @@
 # ImageNet classifier on HPViT-B from MAE weights: the last map, averaged, and one linear layer.
-# Head, label smoothing, mixup and cutmix: MAE's fine-tuning (arXiv 2111.06377, appendix A.2, table 9).
+# Head, label smoothing, mixup and cutmix: MAE's fine-tuning (FINETUNE.md of its published code).
 custom_imports = dict(imports=['mmhpvit'], allow_failed_imports=False)
 model = dict(
     type='ImageClassifier',

@@ -9,7 +9,7 @@ model = dict(
         _delete_=True,
         type='HPViT',
         plain='vit_base_patch16_224.mae',
-        drop_path_rate=0.1,  # MAE (arXiv 2111.06377), appendix A.4
+        drop_path_rate=0.1,  # mmseg's config of MAE
         # Depths, attention, pooling and kernel are the defaults of HPViT; they are ours.
         init_cfg=dict(type='PlainViT'),  # checkpoint=FILE for weights of your own
     ),

@@ -1,4 +1,4 @@
-# MAE's fine-tuning on ImageNet (arXiv 2111.06377, appendix A.2, table 9): AdamW, 5e-4 for 256 images at batch 1024,
+# MAE's fine-tuning on ImageNet (FINETUNE.md of its published code, ViT-B): AdamW, 5e-4 for 256 images at batch 1024,
 # layer-wise decay, 5 epochs of warm-up, cosine.
 epochs = 100
 train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=5)

@@ -1,4 +1,4 @@
-# MAE's fine-tuning of UPerNet (arXiv 2111.06377, appendix A.4, after BEiT): AdamW, layer-wise decay,
+# The fine-tuning of UPerNet in mmseg's config of MAE (mae-base_upernet, after BEiT): AdamW, layer-wise decay,
 # 1500 iterations of warm-up, then a linear fall.
 _base_ = 'mmseg::_base_/schedules/schedule_160k.py'
 
