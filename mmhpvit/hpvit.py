@@ -17,7 +17,14 @@ from torch.utils.checkpoint import checkpoint
 from .drop_path import drop_paths, drop_whole_images, run_block
 from .embed import PATCH_KERNELS, PatchEmbedding, power_of_two_patch
 from .layouts import Layout, named_layout, partition, restore
-from .options import STRIDES, check_depths, check_frozen_stages, check_out_indices, for_each_stage
+from .options import (
+    STRIDES,
+    check_depths,
+    check_frozen_stages,
+    check_out_indices,
+    check_positive,
+    for_each_stage,
+)
 from .plain import PREFIX_TOKENS, SHARED_POSITIONS, build_plain_vit
 from .pooling import build_pooling
 from .positions import BlockCall, Geometry, positions_of
@@ -64,6 +71,9 @@ class HPViT(BaseModule):
             tokens of its window. ``'global'``: to all tokens.
         window_size: Most tokens along the side of a sequence of ``'window'`` or ``'window_grid'``, for each
             stage or one for all. Default: 14, which on a grid is 224 pixels of a patch-16 model.
+        grid_spacing: Distance between neighbours of a ``'grid'`` or ``'window_grid'`` sequence in patches, for each
+            stage or one for all. Default: 1, as in pre-training. 2 sees the image as a plain ViT does at half the
+            resolution, in sequences of a fourth of the length: for images that are enlarged, as in detection.
         patch_kernel: ``'keep'`` (default) keeps the pre-trained kernel and lets patches overlap;
             ``'resample'`` resizes the kernel to the stride.
         keep_prefix: Whether class and register tokens attend along (default) or are left out.
@@ -89,6 +99,7 @@ class HPViT(BaseModule):
         pooling: str = 'conv',
         attention: str | Sequence[str] = 'grid',
         window_size: int | Sequence[int] = 14,
+        grid_spacing: int | Sequence[int] = 1,
         patch_kernel: str = 'keep',
         keep_prefix: bool = True,
         out_indices: Sequence[int] = (0, 1, 2, 3),
@@ -119,7 +130,8 @@ class HPViT(BaseModule):
         )
         self.patch = patch
         attention = for_each_stage('attention', attention, str)
-        self.stages = self._plan_stages(attention, for_each_stage('window_size', window_size, int), patch)
+        windows = check_positive('window_size', window_size)
+        self.stages = self._plan_stages(attention, windows, check_positive('grid_spacing', grid_spacing))
 
         self.pos_embed = getattr(vit, 'pos_embed', None)
         self.pos_grid = vit.patch_embed.grid_size
@@ -152,14 +164,14 @@ class HPViT(BaseModule):
         self.out_norms = nn.ModuleDict({str(i): deepcopy(norm) for i in sorted(self.out_indices)})
         self._freeze_stages()
 
-    def _plan_stages(self, names: Sequence[str], windows: Sequence[int], patch: int) -> list[Stage]:
-        if min(windows) < 1:
-            raise ValueError(f'window_size={windows}: expected positive numbers of tokens')
+    def _plan_stages(
+        self, names: Sequence[str], windows: Sequence[int], spacings: Sequence[int]
+    ) -> list[Stage]:
         stages = []
         for i in range(self.first_stage, self.last_stage + 1):
-            start = sum(self.depths[:i])
-            layout = named_layout(names[i], windows[i], max(1, patch // STRIDES[i]))
-            stages.append(Stage(STRIDES[i], start, start + self.depths[i], layout))
+            start, stride = sum(self.depths[:i]), STRIDES[i]
+            layout = named_layout(names[i], windows[i], max(1, spacings[i] * self.patch // stride))
+            stages.append(Stage(stride, start, start + self.depths[i], layout))
         return stages
 
     def _check_layouts(self, names: Sequence[str]) -> None:

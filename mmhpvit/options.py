@@ -61,3 +61,11 @@ def for_each_stage(option: str, value, kind: type) -> tuple:
             f'{option}={value!r}: expected a {kind.__name__}, or {len(STRIDES)} of them, one a stage'
         )
     return values
+
+
+def check_positive(option: str, value) -> tuple[int, ...]:
+    """A positive number for each stage, out of one for all or of a list."""
+    values = for_each_stage(option, value, int)
+    if min(values) < 1:
+        raise ValueError(f'{option}={value!r}: expected positive numbers')
+    return values

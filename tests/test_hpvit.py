@@ -122,6 +122,32 @@ def test_resized_kernel_answers_a_resized_patch_as_the_kernel_answers_the_patch(
     assert resize_kernel(kernel, 16) is kernel
 
 
+def test_grid_of_twice_the_spacing_is_the_plain_vit_on_every_second_patch():
+    """With positions at rest, four plain ViTs at spacing 2 are one with every second row and column of patches."""
+    options = dict(depths=(0, 0, 4, 0), out_indices=(2,))
+    backbone = noisy(build(**options, grid_spacing=2))
+    backbone.pos_embed.data.zero_()
+    dense = build(**options, attention='global')
+    dense.load_state_dict(backbone.state_dict())
+    x = torch.randn(1, 3, 64, 128).double()
+    (found,) = backbone(x)
+    for y, x0 in [(0, 0), (0, 1), (1, 0), (1, 1)]:
+        patches = x.unflatten(2, (4, 16)).unflatten(4, (8, 16))[:, :, y::2, :, x0::2]
+        (expected,) = dense(patches.flatten(4, 5).flatten(2, 3))
+        torch.testing.assert_close(found[:, :, y::2, x0::2], expected, **EXACT)
+
+
+def test_grid_spacing_becomes_the_dilation_of_each_stride():
+    def dilations(**options) -> list[int]:
+        return [stage.layout.dilation for stage in HPViT(TINY, depths=(1, 1, 1, 1), **options).stages]
+
+    assert dilations() == [4, 2, 1, 1]
+    assert dilations(grid_spacing=2) == [8, 4, 2, 1]
+    assert dilations(grid_spacing=(2, 2, 1, 3)) == [8, 4, 1, 1]
+    assert dilations(grid_spacing=4, attention='window_grid') == [16, 8, 4, 2]
+    assert dilations(grid_spacing=2, attention='window') == [1, 1, 1, 1]
+
+
 def test_each_token_attends_to_what_its_layout_says():
     layouts = {
         'grid': lambda a, b: all(i % 4 == j % 4 for i, j in zip(a, b, strict=True)),
@@ -336,7 +362,9 @@ def test_unknown_parameter_names_have_no_layer_id(name):
         (dict(depths=(-1, 1, 2, 2)), r'none negative'),
         (dict(attention='spiral'), r"'spiral'.*global, window, grid"),
         (dict(attention=('grid', 'grid')), r'expected a str, or 4 of them'),
-        (dict(window_size=0), r'window_size=\(0, 0, 0, 0\)'),
+        (dict(window_size=0), r'window_size=0: expected positive'),
+        (dict(grid_spacing=(2, 2, 0, 1)), r'grid_spacing=\(2, 2, 0, 1\): expected positive'),
+        (dict(grid_spacing=1.5), r'grid_spacing=1\.5: expected a list or tuple'),
         (dict(pooling='max'), r"'max'.*conv, avg"),
         (dict(patch_kernel='crop'), r"'crop'.*keep, resample"),
         (dict(out_indices=(0, 4)), r'\(0, 4\)'),

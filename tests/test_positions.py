@@ -66,7 +66,9 @@ def test_any_size_any_depths_any_layout(plain):
         for attention in ('grid', 'window', 'window_grid', ('global', 'window', 'global', 'grid')):
             if plain == 'tiny_sam' and attention != 'grid':
                 continue
-            backbone = build(plain, depths=depths, attention=attention, window_size=3)
+            spacing = 2 if attention == 'grid' else 1
+            options = dict(attention=attention, window_size=3, grid_spacing=spacing)
+            backbone = build(plain, depths=depths, **options)
             for size in [(1, 1), (33, 61), (64, 96)]:
                 outs = backbone(torch.randn(2, 3, *size).double())
                 assert [o.shape[-2:] for o in outs] == [
@@ -259,6 +261,9 @@ def test_windows_of_sam_keep_their_size_in_pixels():
     backbone = HPViT('tiny_sam', depths=(1, 0, 0, 3))
     backbone(torch.randn(1, 3, 64, 64))
     assert [block.window_size for block in backbone.blocks] == [3, 0, 2, 0]
+    backbone = HPViT('tiny_sam', depths=(1, 1, 1, 1), grid_spacing=2)
+    backbone(torch.randn(1, 3, 64, 64))
+    assert [block.window_size for block in backbone.blocks] == [2, 0, 2, 0]
 
 
 @pytest.mark.parametrize('attention', ['window', 'global'])
