@@ -2,6 +2,7 @@
 """Prediction as users run it, from a checkpoint that training wrote."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -31,6 +32,21 @@ def predict(images, config, checkpoint, out, *options, env, fails=False):  # noq
     return run(*command, '--out', out, '--device', 'cpu', *options, env=env, fails=fails)
 
 
+def snippet(page: str, config, checkpoint, image, out) -> str:
+    """The lines that a page of the docs has for programs, with real names."""
+    code = (ROOT / 'docs' / page).read_text().split('## Predict')[1].split('```python\n')[1].split('```')[0]
+    assert len([line for line in code.splitlines() if line]) == 3
+    for name, real in (
+        ('CONFIG.py', config),
+        ('CHECKPOINT.pth', checkpoint),
+        ('IMAGE.jpg', image),
+        ('DIR', out),
+    ):
+        assert f"'{name}'" in code
+        code = code.replace(f"'{name}'", repr(str(real)))
+    return code
+
+
 def test_detection(images, tmp_path, env):  # noqa: F811
     # Few iterations leave scores below the usual threshold of the head.
     config = tmp_path / 'detector.py'
@@ -48,6 +64,11 @@ def test_detection(images, tmp_path, env):  # noqa: F811
         assert found['scores']
         assert set(found['classes']) <= {'disc', 'box', 'triangle', 'star'}
         assert all(coco_mask.decode(mask).shape == size for mask in found['masks'])
+    code = snippet('mmdet.md', config, checkpoint, images / 'a.png', tmp_path / 'inferred')
+    output = run(sys.executable, '-c', f'{code}print("SCORES", found["scores"])', env=env)
+    scores = json.loads(re.search(r'SCORES (.*)', output)[1])
+    np.testing.assert_allclose(scores, second['scores'], rtol=1e-5)
+    assert list((tmp_path / 'inferred/vis').iterdir())
     # A single image is as good as a folder.
     predict(images / 'a.png', config, checkpoint, tmp_path / 'one', env=env)
     (alone,) = json.loads((tmp_path / 'one/predictions.json').read_text())
@@ -67,6 +88,12 @@ def test_segmentation(images, tmp_path, env):  # noqa: F811
         assert labels.shape == size
         assert set(found['share_of_pixels']) <= {'background', 'disc', 'box', 'triangle', 'star'}
         assert sum(found['share_of_pixels'].values()) == pytest.approx(1, abs=1e-3)
+    code = snippet(
+        'mmseg.md', SEGMENTER, tmp_path / 'work/iter_6.pth', images / 'a.png', tmp_path / 'inferred'
+    )
+    output = run(sys.executable, '-c', f'{code}print("SUM", found.shape, int(found.sum()))', env=env)
+    assert f'SUM (96, 96) {int(labels.sum())}' in output
+    assert list((tmp_path / 'inferred/vis').iterdir())
     (images / 'Broken.jpg').write_bytes(b'nothing')
     output = predict(images, SEGMENTER, tmp_path / 'work/iter_6.pth', out, env=env, fails=True)
     assert '1 of 3 images could not be read' in output

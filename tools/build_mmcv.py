@@ -10,7 +10,7 @@ a compiler wrapper, without touching its sources:
 
 Run as a script in an environment that has torch, setuptools < 82, wheel, ninja and psutil::
 
-    python tools/build_mmcv.py --version 2.1.0 --out DIR
+    python tools/build_mmcv.py --version 2.1.0 --out DIR    # --package onedl-mmcv: the community fork's
 
 The wheel's path is the last line printed.
 """
@@ -117,8 +117,8 @@ def _progress(build: Path, stop: threading.Event) -> None:
         print(f'      compiled {done}/{total} files in {spent:.0f} s{left}', flush=True)
 
 
-def build_mmcv(version: str, out: Path) -> Path:
-    """Download the sources of mmcv ``version``, build a wheel into ``out`` and return its path."""
+def build_mmcv(version: str, out: Path, package: str = 'mmcv') -> Path:
+    """Download the sources of ``package`` in that version, build a wheel into ``out`` and return its path."""
     compiler = _check_prerequisites()
     import torch
 
@@ -136,10 +136,10 @@ def build_mmcv(version: str, out: Path) -> Path:
         pip = [sys.executable, '-m', 'pip']
         subprocess.run(
             [*pip, 'download', '-q', '--no-deps', '--no-binary', ':all:', '--no-build-isolation']
-            + ['-d', tmp, f'mmcv=={version}'],
+            + ['-d', tmp, f'{package}=={version}'],
             check=True,
         )
-        archive = next(folder.glob('mmcv-*.tar.gz'))
+        archive = next(folder.glob('*mmcv-*.tar.gz'))
         with tarfile.open(archive) as tar:
             # Python before 3.10.12 and 3.11.4 has no filters.
             tar.extractall(folder, **({'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}))
@@ -158,7 +158,7 @@ def build_mmcv(version: str, out: Path) -> Path:
         stop = threading.Event()
         watcher = threading.Thread(target=_progress, args=(sources, stop), daemon=True)
         watcher.start()
-        log = out / f'mmcv-{version}-build.log'
+        log = out / f'{package}-{version}-build.log'
         with log.open('w') as file:
             failed = subprocess.call(
                 [sys.executable, 'setup.py', 'bdist_wheel', '-d', str(folder / 'wheels')],
@@ -170,7 +170,7 @@ def build_mmcv(version: str, out: Path) -> Path:
         stop.set()
         watcher.join()
         if failed:
-            sys.exit(f'build_mmcv: the build of mmcv {version} failed; its output is in {log}')
+            sys.exit(f'build_mmcv: the build of {package} {version} failed; its output is in {log}')
         built = next((folder / 'wheels').glob('*.whl'))
         partial = out / (built.name + '.part')
         shutil.copyfile(built, partial)
@@ -181,9 +181,10 @@ def build_mmcv(version: str, out: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--version', default='2.1.0', help='the mmcv release to build (default: 2.1.0)')
+    parser.add_argument('--package', default='mmcv', help='whose sources; default: %(default)s')
     parser.add_argument('--out', type=Path, required=True, help='folder that the wheel goes to')
     args = parser.parse_args()
-    print(build_mmcv(args.version, args.out))
+    print(build_mmcv(args.version, args.out, args.package))
 
 
 if __name__ == '__main__':

@@ -3,10 +3,14 @@
 
     python tools/probe.py DATA WEIGHTS hpvit:vit_tiny_patch16_224 plain:vit_tiny_patch16_224 --size 768x1024
 
-DATA has images/train, images/test (.jpg) and annotations of the same names (.png, 255 is ignored), and a
-classes.json with the names as "classes". A backbone is hpvit:NAME with options as :name=value, or plain:NAME, which
-is timm's own model with levels after each quarter of its blocks. dilation=(8,4,2,1) is an option for this tool
-alone: it spreads the grids of the stages further than the patches of pre-training.
+DATA is a data set of one of two kinds. Either images/SPLIT (.jpg), annotations/SPLIT of the same names (.png, 255
+is ignored) and classes.json with the names as "classes"; or images/SPLIT and annotations/instances_SPLIT.json of
+COCO's format, whose instances are painted over each other (one category: its inside and its boundary are two
+classes). The splits are --splits.
+
+A backbone is hpvit:NAME with options as :name=value, or plain:NAME, which is timm's own model with levels after
+each quarter of its blocks. Beside its own options, after=(3,6,9,12) takes the levels after these blocks; a plain one
+may enlarge the image before by upsample=2.
 
 Each level of the pyramid is normalised by its out norm, read between its tokens, and one linear layer on all of them
 is trained per seed, on another four fifths of the training images. Rows that are in --out already are not run again.
@@ -16,7 +20,7 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -26,62 +30,53 @@ import timm
 import torch
 import torch.nn.functional as F
 from bench.counting import count_flops
-from bench.models import build
+from bench.frozen import frozen
+from bench.labels import IGNORED, Instances, LabelImages, open_split
+from bench.models import parse_spec
 from mmseg.evaluation import IoUMetric
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmhpvit import HPViT, load_plain_weights
-from mmhpvit.layouts import Layout
-from mmhpvit.weights import plain_weights
-
 PIXELS, STEPS, BATCH = 4000, 1500, 2048
 
 
-class PlainLevels(nn.Module):
-    """timm's own plain ViT with four levels, after each quarter of its blocks, all at 1/16."""
+@dataclass(frozen=True)
+class Protocol:
+    """What is probed and how; a result belongs to a backbone and one of these.
 
-    def __init__(self, name: str, weights: str) -> None:
-        super().__init__()
-        self.vit = timm.create_model(name, num_classes=0, global_pool='', dynamic_img_size=True)
-        found, _, _ = plain_weights(self.vit, name, weights)
-        self.vit.load_state_dict(found)
-        depth = len(self.vit.blocks)
-        self.after = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
+    Attributes:
+        data: Folder of the data set.
+        splits: For training the heads and for testing.
+        suffix: Which annotations of COCO's format: what follows the split in their name.
+        size: Height and width of landscape images; upright ones are turned.
+        train: Most training images.
+        test: Most test images.
+        seeds: How many heads are trained.
+    """
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return self.vit.forward_intermediates(x, self.after, norm=True, intermediates_only=True)
+    data: Path
+    splits: tuple[str, str] = ('train', 'test')
+    suffix: str = ''
+    size: tuple[int, int] = (352, 480)
+    train: int = 90
+    test: int = 60
+    seeds: int = 3
 
-
-def frozen(spec: str, weights: str, size: tuple[int, int]) -> nn.Module:
-    """A backbone with pre-trained weights."""
-    kind, name, *options = spec.split(':')
-    if kind == 'plain':
-        return PlainLevels(name, weights).eval()
-    dilation = next((o for o in options if o.startswith('dilation=')), None)
-    model = build(':'.join([kind, name, *(o for o in options if o != dilation)]), size)
-    load_plain_weights(model, weights)
-    if dilation:
-        steps = json.loads(dilation.partition('=')[2].replace('(', '[').replace(')', ']'))
-        if len(steps) != 4:
-            sys.exit(f'error: {dilation}: expected four numbers, one a stage')
-        chosen = steps[model.first_stage :]
-        model.stages = [
-            replace(s, layout=Layout(None, d)) for s, d in zip(model.stages, chosen, strict=False)
-        ]
-    return model.eval()
+    def key(self, backbone: str, weights: str) -> dict:
+        """What tells a result from others."""
+        size = 'x'.join(map(str, self.size))
+        own = asdict(self) | dict(data=self.data.name, size=size, splits=list(self.splits))
+        return dict(backbone=backbone, weights=Path(weights).name, **own)
 
 
 class Images:
-    """Images at one size, normalised for a plain ViT as timm says, with their labels at the original size."""
+    """Images at one size, upright ones turned; normalised for a plain ViT as timm says, labels at their own size."""
 
-    def __init__(self, folder: Path, split: str, count: int, size: tuple[int, int], name: str) -> None:
-        self.paths = sorted((folder / 'images' / split).glob('*.jpg'))
-        if not self.paths:
-            sys.exit(f'error: no .jpg in {folder / "images" / split}')
+    def __init__(self, data: LabelImages | Instances, count: int, size: tuple[int, int], name: str) -> None:
+        self.data = data
         # Frames of a film that follow each other say the same.
-        self.paths = [self.paths[i] for i in np.linspace(0, len(self.paths) - 1, count).round().astype(int)]
-        self.labels = folder / 'annotations' / split
+        chosen = np.linspace(0, len(data.paths) - 1, min(count, len(data.paths))).round().astype(int)
+        self.paths = [data.paths[i] for i in chosen]
         self.size = size
         config = timm.get_pretrained_cfg(name)
         self.mean, self.std = (255 * torch.tensor(v).reshape(1, 3, 1, 1) for v in (config.mean, config.std))
@@ -91,9 +86,12 @@ class Images:
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         path = self.paths[index]
-        image = cv2.resize(cv2.imread(str(path)), self.size[::-1], interpolation=cv2.INTER_LINEAR)
+        image = cv2.imread(str(path))
+        upright = image.shape[0] > image.shape[1]
+        height, width = sorted(self.size, reverse=upright)
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
         image = torch.from_numpy(np.ascontiguousarray(image[..., ::-1])).permute(2, 0, 1)[None].float()
-        label = cv2.imread(str(self.labels / f'{path.stem}.png'), cv2.IMREAD_UNCHANGED)
+        label = self.data.label(path)
         return (image - self.mean) / self.std, torch.from_numpy(label).long()
 
 
@@ -110,7 +108,7 @@ def sample(model: nn.Module, images: Images, progress) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     features, labels = [], []
     for image, label in progress(images):
-        ys, xs = torch.nonzero(label != 255, as_tuple=True)
+        ys, xs = torch.nonzero(label != IGNORED, as_tuple=True)
         chosen = torch.randint(len(ys), (PIXELS,), generator=generator)
         ys, xs = ys[chosen], xs[chosen]
         h, w = label.shape
@@ -158,7 +156,7 @@ def evaluate(model: nn.Module, heads: list[nn.Linear], images: Images, classes: 
             maps = [F.conv2d(level, weight[:, :, None, None]) for level, weight in parts]
             sizes = dict(size=label.shape, mode='bilinear', align_corners=False)
             scores = sum(F.interpolate(m, **sizes) for m in maps) + head.bias[:, None, None]
-            found = IoUMetric.intersect_and_union(scores[0].argmax(0), label, classes, 255)
+            found = IoUMetric.intersect_and_union(scores[0].argmax(0), label, classes, IGNORED)
             areas[i] = [total + one for total, one in zip(areas[i], found, strict=True)]
     return np.stack([100 * IoUMetric.total_area_to_metrics(*a)['IoU'] for a in areas])
 
@@ -181,53 +179,63 @@ def main() -> None:
     parser.add_argument('data', type=Path)
     parser.add_argument('weights', help='file of the plain ViT')
     parser.add_argument('backbones', nargs='+')
-    parser.add_argument('--size', default='352x480', help='HEIGHTxWIDTH of the images; default: %(default)s')
+    parser.add_argument(
+        '--size', default='352x480', help='HEIGHTxWIDTH of landscape images; default: %(default)s'
+    )
     parser.add_argument('--train', type=int, default=90, help='training images; default: %(default)s')
     parser.add_argument('--test', type=int, default=60, help='test images; default: %(default)s')
     parser.add_argument('--seeds', type=int, default=3, help='heads that are trained; default: %(default)s')
     parser.add_argument(
         '--out', type=Path, default=Path('work_dirs/probe.jsonl'), help='default: %(default)s'
     )
+    parser.add_argument('--splits', default='train,test', help='to train and to test; default: %(default)s')
+    parser.add_argument(
+        '--suffix', default='', help='annotations/instances_SPLIT SUFFIX .json; default: none'
+    )
     args = parser.parse_args()
     if not Path(args.weights).is_file():
         sys.exit(f'error: weights {args.weights!r} do not exist')
-    if not (args.data / 'classes.json').is_file():
-        sys.exit(f'error: {args.data}/classes.json does not exist; see --help for what DATA has')
-    size = tuple(int(side) for side in args.size.split('x'))
-    names = json.loads((args.data / 'classes.json').read_text())['classes']
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    done = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    rows = []
-    for spec in args.backbones:
-        key = dict(backbone=spec, data=args.data.name, size=args.size, train=args.train, test=args.test)
-        key |= dict(seeds=args.seeds, weights=Path(args.weights).name)
-        row = next((r for r in done if key.items() <= r.items()), None)
-        if row is None:
-            start = time.time()
-            row = key | run(spec, args, size, names) | dict(torch=torch.__version__, timm=timm.__version__)
-            row['minutes'] = (time.time() - start) / 60
-            with args.out.open('a') as file:
-                file.write(json.dumps(row) + '\n')
-        rows.append(row)
+    height, width = (int(side) for side in args.size.split('x'))
+    splits = tuple(args.splits.split(','))
+    protocol = Protocol(args.data, splits, args.suffix, (height, width), args.train, args.test, args.seeds)
+    try:
+        rows = [probed(spec, args.weights, protocol, args.out) for spec in args.backbones]
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f'error: {error}')
     print(table(rows))
 
 
-def run(spec: str, args: argparse.Namespace, size: tuple[int, int], names: list[str]) -> dict:
+def probed(spec: str, weights: str, protocol: Protocol, out: Path) -> dict:
+    """The result for a backbone out of a file of JSON lines; what is not there yet is measured and added."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    key = protocol.key(spec, weights)
+    row = next((r for r in done if key.items() <= r.items()), None)
+    if row is None:
+        start = time.time()
+        row = key | run(spec, weights, protocol) | dict(torch=torch.__version__, timm=timm.__version__)
+        row['minutes'] = round((time.time() - start) / 60, 2)
+        with out.open('a') as file:
+            file.write(json.dumps(row) + '\n')
+    return row
+
+
+def run(spec: str, weights: str, protocol: Protocol) -> dict:
     """Probe one backbone: operations of a forward pass, mIoU and IoU of each class for every seed."""
 
     def progress(images):
         return tqdm(images, desc=spec[-40:], disable=not sys.stderr.isatty())
 
     torch.manual_seed(0)
-    model = frozen(spec, args.weights, size)
-    name = model.plain if isinstance(model, HPViT) else spec.split(':')[1]
-    train = Images(args.data, 'train', args.train, size, name)
-    test = Images(args.data, 'test', args.test, size, name)
-    features, labels = sample(model, train, progress)
-    heads = [train_head(features, labels, len(names), seed) for seed in range(args.seeds)]
-    iou = evaluate(model, heads, test, len(names), progress)
-    flops = sum(sum(kinds.values()) for kinds in count_flops(model, size).values())
-    by_class = {name: [round(float(v), 2) for v in iou[:, i]] for i, name in enumerate(names)}
+    model, name = frozen(spec, weights), parse_spec(spec)[1]
+    train, test = (open_split(protocol.data, split, protocol.suffix) for split in protocol.splits)
+    classes = len(train.classes)
+    images = Images(train, protocol.train, protocol.size, name)
+    features, labels = sample(model, images, progress)
+    heads = [train_head(features, labels, classes, seed) for seed in range(protocol.seeds)]
+    iou = evaluate(model, heads, Images(test, protocol.test, protocol.size, name), classes, progress)
+    flops = sum(sum(kinds.values()) for kinds in count_flops(model, protocol.size).values())
+    by_class = {name: [round(float(v), 2) for v in iou[:, i]] for i, name in enumerate(train.classes)}
     return dict(flops=flops, miou=[float(v) for v in np.nanmean(iou, axis=1)], iou=by_class)
 
 

@@ -1,11 +1,16 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """Set up the tested environment in .venv at the root of this repository.
 
+    python3 tools/setup_env.py [--stack community]
+
+The community fork of OpenMMLab has the same import names, so it gets an environment of its own, .venv-community.
+
 Needs Python 3.10 to 3.12 and, where no ready mmcv wheel can be had, a C++ compiler. Uses the standard
 library only; safe to run again, which takes no time while nothing has changed. pip's own configuration
 and environment variables (PIP_INDEX_URL, PIP_FIND_LINKS, ...) are honoured.
 """
 
+import argparse
 import hashlib
 import os
 import platform
@@ -17,13 +22,33 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-VENV = ROOT / '.venv'
-PYTHON = VENV / 'bin' / 'python'
-STAMP = VENV / 'mmhpvit-setup.txt'
-# There while mmcv has no CUDA operators; the shell scripts then hide GPUs.
-CPU_ONLY = VENV / 'mmhpvit-cpu-only'
 SUPPORTED = ('3.12', '3.11', '3.10')
 INPUTS = ('requirements', 'setup.py', 'pyproject.toml', 'tools/setup_env.py', 'tools/build_mmcv.py')
+# Where it goes; files of versions, of packages and of the tests' own; what builds mmcv's operators.
+STACKS = {
+    'openmmlab': ('.venv', ('tested.txt',), 'mminstall.txt', 'beside.txt', 'mmcv'),
+    'community': (
+        '.venv-community',
+        ('tested.txt', 'community.txt'),
+        'community.txt',
+        'beside-community.txt',
+        'onedl-mmcv',
+    ),
+}
+
+
+def use_stack(name):
+    """Set the paths of a stack's environment."""
+    global VENV, PYTHON, STAMP, CPU_ONLY, PINS, PACKAGES, BESIDE, MMCV
+    folder, PINS, PACKAGES, BESIDE, MMCV = STACKS[name]
+    VENV = ROOT / folder
+    PYTHON = VENV / 'bin' / 'python'
+    STAMP = VENV / 'mmhpvit-setup.txt'
+    # There while mmcv has no CUDA operators; the shell scripts then hide GPUs.
+    CPU_ONLY = VENV / 'mmhpvit-cpu-only'
+
+
+use_stack('openmmlab')
 
 
 def say(text):
@@ -124,8 +149,8 @@ def fingerprint(python):
 
 
 def tested(package):
-    """The version of a package in requirements/tested.txt."""
-    lines = (ROOT / 'requirements/tested.txt').read_text().split('\n')
+    """The version of a package in the stack's files of versions."""
+    lines = [line for name in PINS for line in (ROOT / 'requirements' / name).read_text().split('\n')]
     return next(line.split('==')[1].strip() for line in lines if line.startswith(f'{package}=='))
 
 
@@ -153,7 +178,7 @@ def wheel_folder(device):
     minor = '.'.join(ask('import torch; print(torch.__version__)').split('.')[:2])
     python = version_of(str(PYTHON)).replace('.', '')
     cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache', 'mmhpvit', 'wheels')
-    return cache / f'mmcv{tested("mmcv")}-torch{minor}-{device}-cp{python}-{platform.machine()}'
+    return cache / f'{MMCV}{tested(MMCV)}-torch{minor}-{device}-cp{python}-{platform.machine()}'
 
 
 def mmcv_works(device):
@@ -172,7 +197,7 @@ def install_mmcv(python):
     CPU_ONLY.unlink(missing_ok=True)
     if device == 'cpu':
         CPU_ONLY.touch()
-    version, folder = tested('mmcv'), wheel_folder(device)
+    version, folder = tested(MMCV), wheel_folder(device)
     if mmcv_works(device):
         say('mmcv is there and its operators run')
         return
@@ -180,14 +205,15 @@ def install_mmcv(python):
     if cached and install_if_it_works(device, cached[0]):
         say(f'mmcv: took the wheel built earlier, {cached[0]}')
         return
-    if install_if_it_works(device, '--only-binary', 'mmcv', f'mmcv=={version}'):
+    if install_if_it_works(device, '--only-binary', MMCV, f'{MMCV}=={version}'):
         say('mmcv: took a ready wheel from your package index')
         return
     compiler = shutil.which(os.environ.get('CXX', 'g++')) or shutil.which('c++')
     missing = [] if compiler else ['g++']
     need(missing + ([] if has_headers(python) else [f'python{version_of(python)}-dev']), python)
     say('mmcv: no ready wheel fits, compiling its operators (2 to 10 minutes, once a machine)')
-    build = [PYTHON, '-W', 'ignore', ROOT / 'tools/build_mmcv.py', '--version', version, '--out', folder]
+    build = [PYTHON, '-W', 'ignore', ROOT / 'tools/build_mmcv.py', '--package', MMCV]
+    build += ['--version', version, '--out', folder]
     run(build, 'compiling mmcv', beats=False, env={**os.environ, 'PIP_DISABLE_PIP_VERSION_CHECK': '1'})
     wheel = next(folder.glob('*.whl'))
     pip('--no-deps', '--force-reinstall', wheel, what='installing mmcv')
@@ -207,6 +233,11 @@ def use_headless_opencv():
 
 
 def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--stack', choices=STACKS, default='openmmlab', help='default: %(default)s')
+    use_stack(parser.parse_args().stack)
     start = time.time()
     python = find_python()
     wanted = fingerprint(python)
@@ -216,7 +247,7 @@ def main():
     say(f'setting up {VENV} with Python {version_of(python)} ({python})')
     if version_of(str(PYTHON)) != version_of(python) or not has_module(str(PYTHON), 'pip'):
         create_environment(python)
-    pins = ['-c', ROOT / 'requirements/tested.txt']
+    pins = [arg for name in PINS for arg in ('-c', ROOT / 'requirements' / name)]
     say(f'installing torch {tested("torch")} (with the CUDA libraries of your index: up to 3 GB)')
     pip('-U', 'pip', 'setuptools', 'wheel', 'ninja', 'psutil', *pins, what='installing build tools')
     pip('torch', 'torchvision', *pins, what='installing torch')
@@ -224,12 +255,12 @@ def main():
     files = [('-r', ROOT / f'requirements/{name}.txt') for name in ('runtime', 'tests')]
     others = [
         line.split('#')[0].strip()
-        for line in (ROOT / 'requirements/mminstall.txt').read_text().split('\n')
-        if line.split('#')[0].strip() and not line.startswith('mmcv')
+        for line in (ROOT / 'requirements' / PACKAGES).read_text().split('\n')
+        if line.split('#')[0].strip() and not line.startswith(MMCV)
     ]
     pip(*(arg for pair in files for arg in pair), *others, *pins, what='installing packages')
     beside = ['--no-deps', '--upgrade', '--target', VENV / 'beside']
-    pip(*beside, '-r', ROOT / 'requirements/beside.txt', what="installing the tests' own packages")
+    pip(*beside, '-r', ROOT / 'requirements' / BESIDE, what="installing the tests' own packages")
     use_headless_opencv()
     install_mmcv(python)
     pip('-qq', '--no-deps', '--no-build-isolation', '-e', ROOT, what='installing mmhpvit')

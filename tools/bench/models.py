@@ -61,13 +61,9 @@ def build(spec: str, size: tuple[int, int]) -> nn.Module:
     Raises:
         ValueError: A name that is none of these.
     """
-    kind, _, rest = spec.partition(':')
+    kind, rest, options = parse_spec(spec)
     if kind in ('hpvit', 'plain'):
-        name, *options = rest.split(':')
-        values = dict(option.split('=', 1) for option in options)
-        model = (HPViT if kind == 'hpvit' else PlainViTPyramid)(
-            name, **{key: _value(value) for key, value in values.items()}
-        )
+        model = (HPViT if kind == 'hpvit' else PlainViTPyramid)(rest, **options)
     elif kind == 'timm':
         model = _timm(rest, size)
     elif spec in _FIXED:
@@ -79,6 +75,13 @@ def build(spec: str, size: tuple[int, int]) -> nn.Module:
         known = ', '.join(('hpvit:NAME', 'plain:NAME', 'timm:NAME', 'CONFIG.py', *_FIXED))
         raise ValueError(f'{spec!r} is no model that can be measured; expected one of {known}')
     return model
+
+
+def parse_spec(spec: str) -> tuple[str, str, dict]:
+    """``kind:NAME:option=value:...`` in its parts; a value is a Python literal, or else a text."""
+    kind, _, rest = spec.partition(':')
+    name, *options = rest.split(':')
+    return kind, name, {key: _value(value) for key, _, value in (o.partition('=') for o in options)}
 
 
 def _value(text: str):

@@ -1,0 +1,132 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+"""Backbones with pre-trained weights, as functions from an image to any number of maps, for linear probes."""
+
+from collections.abc import Sequence
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.models import parse_spec
+from mmhpvit import HPViT, load_plain_weights
+from mmhpvit.layouts import Layout, partition, restore
+from mmhpvit.weights import plain_weights
+
+
+class PlainLevels(nn.Module):
+    """timm's own plain ViT with maps at 1/16 after some of its blocks, each through the final norm.
+
+    Args:
+        name: timm name.
+        weights: File of the plain ViT.
+        after: Numbers of blocks; default: after each quarter of them.
+        upsample: Factor by which the image is enlarged before.
+    """
+
+    def __init__(
+        self, name: str, weights: str, after: Sequence[int] | None = None, upsample: float = 1
+    ) -> None:
+        super().__init__()
+        self.vit = timm.create_model(name, num_classes=0, global_pool='', dynamic_img_size=True)
+        found, _, _ = plain_weights(self.vit, name, weights)
+        self.vit.load_state_dict(found)
+        depth = len(self.vit.blocks)
+        self.after = [n - 1 for n in after or (depth * quarter // 4 for quarter in (1, 2, 3, 4))]
+        self.upsample = upsample
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        if self.upsample != 1:
+            x = F.interpolate(x, scale_factor=self.upsample, mode='bilinear')
+        return self.vit.forward_intermediates(x, self.after, norm=True, intermediates_only=True)
+
+
+class WithEarlyLevel(nn.Module):
+    """The plain ViT's maps, and beside them one at a finer stride that only its first blocks have made.
+
+    Args:
+        plain: What gives the plain ViT's maps.
+        name: timm name.
+        weights: File of the plain ViT.
+        depths: Of an HPViT whose first stage with blocks gives that map.
+    """
+
+    def __init__(self, plain: PlainLevels, name: str, weights: str, depths: Sequence[int]) -> None:
+        super().__init__()
+        self.plain = plain
+        first = next(i for i, d in enumerate(depths) if d)
+        self.early = HPViT(name, depths=depths, out_indices=(first,))
+        load_plain_weights(self.early, weights)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [*self.early(x), *self.plain(x)]
+
+
+class TappedLevels(nn.Module):
+    """HPViT with maps after some of its blocks instead of at the ends of its stages.
+
+    Each map goes through the final norm of the plain ViT and has the stride of the stage that its block is in.
+
+    Args:
+        hpvit: The backbone, with its weights.
+        after: Numbers of blocks.
+    """
+
+    def __init__(self, hpvit: HPViT, after: Sequence[int]) -> None:
+        super().__init__()
+        self.hpvit = hpvit
+        self.after = sorted(after)
+        self.outputs: dict[int, list[Tensor]] = {}
+        for n in self.after:
+            hpvit.blocks[n - 1].register_forward_hook(lambda _, args, out, n=n: self.outputs[n].append(out))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        self.outputs = {n: [] for n in self.after}
+        h, w = x.shape[-2:]
+        self.hpvit(x)
+        norm = self.hpvit.out_norms[str(self.hpvit.last_stage)]
+        maps = []
+        for n in self.after:
+            stage = next(s for s in self.hpvit.stages if s.start < n <= s.stop)
+            size = -(-h // stage.stride), -(-w // stage.stride)
+            tokens = restore(self._groups(self.outputs[n], stage.layout, size, len(x)), stage.layout, size)
+            maps.append(norm(tokens).permute(0, 3, 1, 2))
+        return maps
+
+    def _groups(
+        self, outputs: list[Tensor], layout: Layout, size: tuple[int, int], images: int
+    ) -> list[Tensor]:
+        """What a block gave, part by part, as the groups of sequences that :func:`restore` takes."""
+        parts = iter(outputs)
+        groups = []
+        for like in partition(torch.zeros(1, *size, 1), layout):
+            group = []
+            while sum(part.shape[1] for part in group) < like.shape[1]:
+                group.append(next(parts).unflatten(0, (images, -1)))
+            groups.append(torch.cat(group, dim=1)[:, :, self.hpvit.num_prefix_tokens :])
+        return groups
+
+
+def frozen(spec: str, weights: str) -> nn.Module:
+    """A backbone with pre-trained weights, in evaluation mode.
+
+    Args:
+        spec: ``hpvit:NAME`` or ``plain:NAME`` with the timm name of a plain ViT, then options as ``:name=value``:
+            those of HPViT and ``after=(3,6)`` for maps after these blocks; for a plain one ``after=``, ``upsample=``
+            and ``early=(0,3,9,0)`` for the map that HPViT with these depths has at its first stage.
+        weights: File of the plain ViT.
+
+    Raises:
+        ValueError: Another kind of backbone.
+    """
+    kind, name, options = parse_spec(spec)
+    if kind == 'plain':
+        depths = options.pop('early', None)
+        model = PlainLevels(name, weights, **options)
+        return (model if depths is None else WithEarlyLevel(model, name, weights, depths)).eval()
+    if kind != 'hpvit':
+        raise ValueError(f'{spec!r}: expected hpvit:NAME or plain:NAME')
+    after = options.pop('after', None)
+    model = HPViT(name, **options)
+    load_plain_weights(model, weights)
+    return (model if after is None else TappedLevels(model, after)).eval()

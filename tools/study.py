@@ -1,0 +1,92 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+"""Does the hierarchy pay? The same weights, data, budget and heads; only the backbone differs.
+
+    python tools/study.py frozen SHARED
+
+SHARED has data/camvid, data/coco_mini, data/nuclei and weights/. Results are appended to docs/study/, one JSON line
+each; what is there is not run again, so a run that dies goes on where it was.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from probe import Protocol, probed, table
+from tqdm import tqdm
+
+VIT = 'vit_tiny_patch16_224'
+WEIGHTS = f'weights/{VIT}.augreg_in21k_ft_in1k.safetensors'
+RESULTS = Path(__file__).parents[1] / 'docs' / 'study'
+
+QUARTERS = 'after=(3,6,9,12)'
+PLAIN, HPVIT = f'plain:{VIT}', f'hpvit:{VIT}'
+# In the order in which they are run: first what answers the question, then one factor at a time.
+FROZEN = [
+    PLAIN,
+    HPVIT,
+    f'{HPVIT}:grid_spacing=2',
+    f'{PLAIN}:upsample=2',
+    f'{HPVIT}:depths=(0,3,9,0)',
+    f'{HPVIT}:depths=(0,3,9,0):{QUARTERS}',
+    f'{PLAIN}:early=(0,3,9,0)',
+    f'{HPVIT}:{QUARTERS}',
+    f'{HPVIT}:depths=(0,6,6,0):{QUARTERS}',
+    f'{PLAIN}:upsample=1.4142',
+    f'{PLAIN}:after=(12,)',
+    f'{HPVIT}:attention=window_grid:window_size=16',
+    f'{HPVIT}:attention=window',
+    f'{HPVIT}:keep_prefix=False',
+    f'{HPVIT}:patch_kernel="resample"',
+    f'{HPVIT}:depths=(3,3,3,3)',
+    f'{HPVIT}:depths=(2,2,8,0)',
+    f'{HPVIT}:depths=(1,4,7,0)',
+    f'{HPVIT}:depths=(1,1,9,1)',
+    f'{HPVIT}:depths=(0,6,6,0)',
+    f'{HPVIT}:depths=(0,3,9,0):grid_spacing=2:{QUARTERS}',
+    f'{HPVIT}:depths=(0,6,6,0):grid_spacing=2:{QUARTERS}',
+    f'{PLAIN}:early=(1,2,9,0)',
+    f'{PLAIN}:after=(1,2,3,6,9,12)',
+    f'{HPVIT}:attention=global',
+]
+
+
+def frozen_protocols(shared: Path) -> dict[str, Protocol]:
+    """Linear heads on frozen features: three data sets."""
+    data = shared / 'data'
+    return {
+        'camvid': Protocol(data / 'camvid', train=60, test=60),
+        'coco_mini': Protocol(data / 'coco_mini', ('train', 'val'), '_super', (352, 480), 90, 60),
+        'nuclei': Protocol(data / 'nuclei', ('train', 'val'), '', (256, 256), 60, 40),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('part', choices=['frozen'])
+    parser.add_argument('shared', type=Path)
+    parser.add_argument(
+        '--out', type=Path, default=RESULTS, help='folder of the results; default: docs/study'
+    )
+    args = parser.parse_args()
+    weights = args.shared / WEIGHTS
+    if not weights.is_file():
+        sys.exit(f'error: {weights} does not exist; see --help for what SHARED has')
+    frozen(args.shared, str(weights), args.out)
+
+
+def frozen(shared: Path, weights: str, out: Path) -> None:
+    """Linear heads on frozen features of every backbone."""
+    rows = {name: [] for name in frozen_protocols(shared)}
+    with tqdm(total=len(FROZEN) * len(rows), desc='frozen') as bar:
+        for spec in FROZEN:
+            for name, protocol in frozen_protocols(shared).items():
+                rows[name].append(probed(spec, weights, protocol, out / 'frozen.jsonl'))
+                bar.update()
+    for name, found in rows.items():
+        print(f'\n{name}\n\n{table(found)}')
+
+
+if __name__ == '__main__':
+    main()
