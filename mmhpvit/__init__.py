@@ -12,6 +12,7 @@ from .optim import LayerIdDecayConstructor
 from .pyramid import PlainViTPyramid
 from .report import LoadReport
 from .safe_loading import allow_mmengine_checkpoints
+from .sharding import ShardedStrategy
 from .weights import PlainViTInit, load_plain_weights
 
 allow_mmengine_checkpoints()
@@ -24,6 +25,7 @@ __all__ = [
     'LoadReport',
     'PlainViTInit',
     'PlainViTPyramid',
+    'ShardedStrategy',
     'inspect_checkpoint',
     'load_plain_weights',
 ]

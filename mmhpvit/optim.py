@@ -6,8 +6,8 @@ from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
-# What FSDP, torch.compile and activation checkpointing put into parameter names.
-_WRAPPERS = ('_fsdp_wrapped_module', '_orig_mod', '_checkpoint_wrapped_module')
+# What torch.compile and activation checkpointing put into parameter names.
+_WRAPPERS = ('_orig_mod', '_checkpoint_wrapped_module')
 # Learned positions (absolute, tables or axes of relative ones, frequencies), and prefix tokens.
 _NO_DECAY = (
     *('pos_embed', 'relative_position_bias_table', 'rel_pos_h', 'rel_pos_w', 'freqs'),
@@ -34,7 +34,7 @@ class LayerIdDecayConstructor(DefaultOptimWrapperConstructor):
     Raises:
         ValueError: No or a wrong ``decay_rate``, an unknown key in ``paramwise_cfg``, an optimizer without
             ``lr`` or ``weight_decay`` (when built); a
-            model without a module that has ``layer_id`` (when called).
+            model without a module that has ``layer_id``, or flattened by FSDP 1 (when called).
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
@@ -74,6 +74,11 @@ class LayerIdDecayConstructor(DefaultOptimWrapperConstructor):
         Returns:
             Dicts with ``params``, ``lr``, ``weight_decay`` and ``param_names``, by falling learning rate.
         """
+        if any('_fsdp_wrapped_module' in name for name, _ in model.named_modules()):
+            raise ValueError(
+                'FSDPStrategy flattens weights, so LayerIdDecayConstructor cannot tell which of them are vectors; use '
+                "strategy=dict(type='ShardedStrategy')"
+            )
         backbones = _modules_with_layer_id(model)
         groups: dict[tuple[float, float], dict] = {}
         for name, param in model.named_parameters():

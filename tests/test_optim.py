@@ -137,3 +137,11 @@ def test_it_wins_under_both_libraries(scope):
     else:
         from mmseg.registry import OPTIM_WRAPPER_CONSTRUCTORS as SCOPED
     assert SCOPED.get('LayerIdDecayConstructor') is LayerIdDecayConstructor
+
+
+def test_flattened_weights_are_refused():
+    """FSDP 1 wraps modules under this name and makes every weight a vector."""
+    model = nn.Module()
+    model._fsdp_wrapped_module = HPViT('test_vit')
+    with pytest.raises(ValueError, match='ShardedStrategy'):
+        build_optim_wrapper(model, config())

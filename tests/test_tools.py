@@ -127,8 +127,9 @@ def free_port() -> str:
         return str(s.getsockname()[1])
 
 
-def test_two_processes_follow_the_loss_curve_of_one(tmp_path, env):
-    """Same images an iteration, no dropout, and norms that do not look across images."""
+@pytest.fixture
+def without_chance(tmp_path) -> Path:
+    """A config of a segmenter without dropout and with norms that do not look across images; it writes its losses."""
     config = tmp_path / 'segmenter.py'
     config.write_text(
         f"_base_ = '{ROOT / SEGMENTER}'\n"
@@ -138,21 +139,46 @@ def test_two_processes_follow_the_loss_curve_of_one(tmp_path, env):
         'head = dict(norm_cfg=dict(_delete_=True, **norm_cfg), dropout_ratio=0)\n'
         'model = dict(decode_head=head, auxiliary_head=head)\n'
         'train_cfg = dict(max_iters=12, val_interval=100)\n'
+        'optim_wrapper = dict(clip_grad=dict(max_norm=1.0))\n'
+        'default_hooks = dict(checkpoint=dict(interval=6, max_keep_ckpts=2))\n'
     )
-    one, two = tmp_path / 'one', tmp_path / 'two'
-    train(config, one, '--cfg-options', 'train_dataloader.batch_size=4', env=env)
-    log = run(
-        *('bash', 'tools/dist_train.sh', config, '2', '--work-dir', two),
-        *('--cfg-options', 'train_dataloader.batch_size=2'),
-        env={**env, 'PORT': free_port()},
+    return config
+
+
+def losses(work_dir: Path) -> torch.Tensor:
+    return torch.tensor(json.loads((work_dir / 'losses.json').read_text()), dtype=torch.float64)
+
+
+def two_processes(config, work_dir, *options, env) -> str:
+    command = ('bash', 'tools/dist_train.sh', config, '2', '--work-dir', work_dir, *options)
+    return run(*command, env={**env, 'PORT': free_port()})
+
+
+def test_two_processes_follow_the_loss_curve_of_one(without_chance, tmp_path, env):
+    """Same images an iteration; replicated, sharded, and sharded after a break."""
+    one, two, flexible, sharded, resumed = (
+        tmp_path / name for name in ('one', 'two', 'flexible', 'sharded', 'resumed')
     )
-    assert 'GPU number: 2' in log
-    a, b = (
-        torch.tensor(json.loads((f / 'losses.json').read_text()), dtype=torch.float64) for f in (one, two)
-    )
-    assert len(a) == 12
-    assert a[-1] < a[0]
-    torch.testing.assert_close(a, b, rtol=1e-4, atol=0)
+    four = ('--cfg-options', 'train_dataloader.batch_size=4')
+    train(without_chance, one, *four, env=env)
+    assert 'GPU number: 2' in two_processes(without_chance, two, env=env)
+    # The other runner draws its first weights later.
+    train(without_chance, flexible, *four, 'runner_type=FlexibleRunner', env=env)
+    parts = ('--cfg-options', 'runner_type=FlexibleRunner', 'strategy.type=ShardedStrategy')
+    two_processes(without_chance, sharded, *parts, env=env)
+    two_processes(without_chance, resumed, '--resume', sharded / 'iter_6.pth', *parts, env=env)
+    for alone in (one, flexible):
+        assert len(losses(alone)) == 12
+        assert losses(alone)[-1] < losses(alone)[0]
+    for alone, work_dir, first in ((one, two, 0), (flexible, sharded, 0), (flexible, resumed, 6)):
+        torch.testing.assert_close(losses(work_dir), losses(alone)[first:], rtol=1e-4, atol=0)
+    # The weights are those of one process, and any tool reads them.
+    whole, gathered = (load(f / 'iter_12.pth')['state_dict'] for f in (flexible, sharded))
+    assert gathered.keys() == whole.keys()
+    for name, weight in whole.items():
+        torch.testing.assert_close(gathered[name], weight, rtol=1e-3, atol=1e-4, msg=name)
+    command = (sys.executable, 'tools/test.py', without_chance, sharded / 'iter_12.pth')
+    assert 'mIoU: ' in run(*command, '--work-dir', tmp_path / 'test', env=env)
 
 
 @pytest.mark.parametrize('config', SHARED)
