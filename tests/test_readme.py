@@ -1,4 +1,5 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+import os
 import re
 import shutil
 import subprocess
@@ -83,7 +84,7 @@ def test_table_of_families_is_that_of_timm(tmp_path):
 
 @pytest.mark.parametrize('page', ['mmdet', 'mmseg'])
 def test_config_of_a_page_builds(page, tmp_path):
-    (code,) = re.findall(r'```python\n(.*?)```', (ROOT / f'docs/{page}.md').read_text(), re.DOTALL)
+    code = re.findall(r'```python\n(.*?)```', (ROOT / f'docs/{page}.md').read_text(), re.DOTALL)[0]
     config = tmp_path / 'own.py'
     config.write_text(code)
     cfg = Config.fromfile(config)
@@ -94,27 +95,22 @@ def test_config_of_a_page_builds(page, tmp_path):
     assert cfg.optim_wrapper.constructor == 'LayerIdDecayConstructor'
 
 
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory) -> Path:
+    """Built from a copy, so that nothing is left behind here."""
+    folder = tmp_path_factory.mktemp('wheel')
+    source = folder / 'source'
+    unwanted = shutil.ignore_patterns('.venv*', '.git', 'work_dirs', 'data', '__pycache__', 'build')
+    shutil.copytree(ROOT, source, ignore=unwanted)
+    command = [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation']
+    subprocess.run([*command, '-w', folder, source], check=True)
+    (wheel,) = folder.glob('mmhpvit-*.whl')
+    return wheel
+
+
 @pytest.mark.slow
-def test_wheel_carries_configs_and_tools(tmp_path):
+def test_wheel_carries_configs_and_tools(wheel):
     """As mmhpvit/.mim, where mim looks; every recipe is in the model index, and no result is claimed."""
-    source = tmp_path / 'source'
-    shutil.copytree(
-        ROOT, source, ignore=shutil.ignore_patterns('.venv', '.git', 'work_dirs', 'data', '__pycache__')
-    )
-    command = [
-        sys.executable,
-        '-m',
-        'pip',
-        'wheel',
-        '-q',
-        '--no-deps',
-        '--no-build-isolation',
-        '-w',
-        tmp_path,
-        source,
-    ]
-    subprocess.run(command, check=True)
-    (wheel,) = tmp_path.glob('mmhpvit-*.whl')
     names = set(zipfile.ZipFile(wheel).namelist())
     configs = {str(path.relative_to(ROOT)) for path in (ROOT / 'configs').glob('**/*.py')}
     assert {f'mmhpvit/.mim/{name}' for name in (*configs, 'tools/train.py', 'model-index.yml')} <= names
@@ -124,6 +120,41 @@ def test_wheel_carries_configs_and_tools(tmp_path):
     recipes = {c for c in configs if not c.startswith(('configs/_base_', 'configs/demo'))}
     assert sorted(m['Config'] for m in models) == sorted(recipes)
     assert not [m for m in models if 'Results' in m]
+
+
+@pytest.mark.slow
+def test_mim_trains_a_config_of_the_installed_wheel(wheel, shapes, shared, tmp_path):
+    """mmdet's own tool, started by mim, elsewhere than in the repository."""
+    zipfile.ZipFile(wheel).extractall(tmp_path / 'site')
+    # Without mmpretrain, which lies there too: where it is, mmdet imports it and wants no transformers 5.
+    for path in Path(sys.prefix, 'beside').iterdir():
+        if not path.name.startswith('mmpretrain'):
+            (tmp_path / 'site' / path.name).symlink_to(path)
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/shapes').symlink_to(shapes)
+    config = tmp_path / 'site/mmhpvit/.mim/configs/demo/mask-rcnn_hpvit-ti_fpn_shapes.py'
+    weights = shared / 'weights/vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors'
+    few = ('train_cfg.max_iters=2', 'train_cfg.val_interval=9', 'default_hooks.checkpoint.interval=2')
+    command = [
+        sys.executable,
+        '-c',
+        'from mim.cli import cli; cli()',
+        'train',
+        'mmdet',
+        config,
+        '--gpus',
+        '0',
+    ]
+    command += ['--work-dir', 'work', '--cfg-options', *few, f'model.backbone.init_cfg.checkpoint={weights}']
+    env = os.environ | dict(
+        PYTHONPATH=str(tmp_path / 'site'), PYTHONWARNINGS='ignore', CUDA_VISIBLE_DEVICES=''
+    )
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / 'work/iter_2.pth').is_file()
+    show = [sys.executable, '-c', 'import mmhpvit; print(mmhpvit.__file__)']
+    found = subprocess.run(show, cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
+    assert found.startswith(f'{tmp_path}/site/mmhpvit')
 
 
 def test_links_of_the_documents_exist():
