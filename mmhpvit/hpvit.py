@@ -63,7 +63,8 @@ class HPViT(BaseModule):
         depths: How many of its blocks work at 1/4, 1/8, 1/16 and 1/32; they must sum to its number of
             blocks. Default: :func:`default_depths`. With leading zeros the patch embedding starts at the
             stride of the first stage that has blocks, and finer levels are upsampled from that stage.
-        pooling: ``'conv'`` (default; a 2x2 convolution that starts as the average) or ``'avg'``.
+        pooling: ``'conv'`` (default; a 2x2 convolution that starts as the average), ``'pick'`` (one that starts as a
+            single token of the cell, with which a grid goes on as the plain ViT that it is) or ``'avg'``.
         attention: Layout of each stage, or one for all. ``'grid'`` (default): a token attends to the
             tokens that lie a multiple of the patch size away, as it was pre-trained; from the stride of
             the patch size on this is the same as ``'global'``. ``'window_grid'``: to those of them that are
@@ -157,7 +158,9 @@ class HPViT(BaseModule):
             drop_whole_images(block)
             if compile_blocks:
                 block.compile(dynamic=True)
-        self.pools = nn.ModuleList(build_pooling(pooling, self.embed_dims) for _ in self.stages[1:])
+        self.pools = nn.ModuleList(
+            build_pooling(pooling, self.embed_dims, i) for i in range(len(self.stages) - 1)
+        )
         norm = getattr(vit, 'norm', None)
         if norm is None or isinstance(norm, nn.Identity):
             norm = nn.LayerNorm(self.embed_dims, eps=1e-6)

@@ -220,6 +220,24 @@ def test_few_sequences_at_a_time_are_the_same(plain, tokens, monkeypatch):
         torch.testing.assert_close(few, all_at_once, **EXACT)
 
 
+@pytest.mark.parametrize('depths', [(1, 1, 2, 0), (0, 2, 2, 0), (2, 0, 2, 0)])
+def test_picking_goes_on_as_the_plain_vit_of_a_shifted_image(depths):
+    options = dict(out_indices=(2,), keep_prefix=False)
+    backbone = noisy(build(depths=depths, pooling='pick', **options))
+    backbone.pos_embed.data.zero_()
+    for pool in backbone.pools:
+        pool.reset_parameters()
+    plain = build(depths=(0, 0, 4, 0), attention='global', **options)
+    weights = {k: v for k, v in backbone.state_dict().items() if not k.startswith('pools.')}
+    plain.load_state_dict(weights)
+    x = torch.randn(2, 3, 64, 96).double()
+    stride = backbone.stages[0].stride
+    first = stride * sum(2**n * pool.corner for n, pool in enumerate(backbone.pools))
+    canvas = F.pad(x, (8 - stride // 2, 16) * 2)
+    (expected,) = plain(canvas[:, :, first : first + 64, first : first + 96])
+    torch.testing.assert_close(backbone(x)[0], expected, **EXACT)
+
+
 def test_conv_and_average_pooling_start_equal():
     conv, avg = build(depths=(1, 1, 1, 1)), build(depths=(1, 1, 1, 1), pooling='avg')
     assert avg.load_state_dict(conv.state_dict(), strict=False).missing_keys == []
@@ -365,7 +383,7 @@ def test_unknown_parameter_names_have_no_layer_id(name):
         (dict(window_size=0), r'window_size=0: expected positive'),
         (dict(grid_spacing=(2, 2, 0, 1)), r'grid_spacing=\(2, 2, 0, 1\): expected positive'),
         (dict(grid_spacing=1.5), r'grid_spacing=1\.5: expected a list or tuple'),
-        (dict(pooling='max'), r"'max'.*conv, avg"),
+        (dict(pooling='max'), r"'max'.*conv, pick, avg"),
         (dict(patch_kernel='crop'), r"'crop'.*keep, resample"),
         (dict(out_indices=(0, 4)), r'\(0, 4\)'),
         (dict(out_indices=()), r'out_indices=\(\)'),
