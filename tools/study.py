@@ -2,15 +2,21 @@
 """Does the hierarchy pay? The same weights, data, budget and heads; only the backbone differs.
 
     python tools/study.py frozen SHARED
+    python tools/study.py finetune SHARED [--only camvid/plain ...]
+    python tools/study.py report SHARED
 
-SHARED has data/camvid, data/coco_mini, data/nuclei and weights/. Results are appended to docs/study/, one JSON line
-each; what is there is not run again, so a run that dies goes on where it was.
+SHARED has data/camvid, data/coco_mini, data/nuclei, data/caltech101 and weights/. Results are appended to
+docs/study/, one JSON line each; what is there is not run again, and a training that dies goes on from its checkpoint.
+--smoke does a little of each part with a few images, to see that it runs.
 """
 
 import argparse
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+from finetune import RUNS, finetuned
 from probe import Protocol, probed, table
 from tqdm import tqdm
 
@@ -49,6 +55,8 @@ FROZEN = [
     f'{HPVIT}:attention=global',
 ]
 
+SMOKE = [f'{PLAIN}:early=(0,3,9,0)', f'{HPVIT}:depths=(0,3,9,0):pooling=pick:{QUARTERS}']
+
 
 def frozen_protocols(shared: Path) -> dict[str, Protocol]:
     """Linear heads on frozen features: three data sets."""
@@ -64,28 +72,67 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('part', choices=['frozen'])
+    parser.add_argument('part', choices=['frozen', 'finetune', 'report'])
     parser.add_argument('shared', type=Path)
+    parser.add_argument(
+        '--only', nargs='+', default=[''], help='trainings whose name begins so, as camvid/plain'
+    )
     parser.add_argument(
         '--out', type=Path, default=RESULTS, help='folder of the results; default: docs/study'
     )
+    parser.add_argument(
+        '--smoke', action='store_true', help='a few images and iterations; give --out as well'
+    )
     args = parser.parse_args()
+    if args.smoke and args.out == RESULTS:
+        sys.exit('error: --smoke wants an --out of its own')
     weights = args.shared / WEIGHTS
     if not weights.is_file():
         sys.exit(f'error: {weights} does not exist; see --help for what SHARED has')
-    frozen(args.shared, str(weights), args.out)
+    if args.part == 'frozen':
+        frozen(args.shared, str(weights), args.out, args.smoke)
+    elif args.part == 'finetune':
+        finetune(args.shared, args.out, tuple(args.only), args.smoke)
+    else:
+        report(args.out)
 
 
-def frozen(shared: Path, weights: str, out: Path) -> None:
+def frozen(shared: Path, weights: str, out: Path, smoke: bool) -> None:
     """Linear heads on frozen features of every backbone."""
-    rows = {name: [] for name in frozen_protocols(shared)}
-    with tqdm(total=len(FROZEN) * len(rows), desc='frozen') as bar:
-        for spec in FROZEN:
-            for name, protocol in frozen_protocols(shared).items():
+    protocols = frozen_protocols(shared)
+    if smoke:
+        few = dict(size=(64, 96), train=3, test=2, seeds=1)
+        protocols = {name: replace(protocol, **few) for name, protocol in protocols.items()}
+    specs = SMOKE if smoke else FROZEN
+    rows = {name: [] for name in protocols}
+    with tqdm(total=len(specs) * len(rows), desc='frozen') as bar:
+        for spec in specs:
+            for name, protocol in protocols.items():
                 rows[name].append(probed(spec, weights, protocol, out / 'frozen.jsonl'))
                 bar.update()
     for name, found in rows.items():
         print(f'\n{name}\n\n{table(found)}')
+
+
+def finetune(shared: Path, out: Path, only: tuple[str, ...], smoke: bool) -> None:
+    """Trainings with real heads, runners and metrics."""
+    runs = [run for run in RUNS if run.name.startswith(only)]
+    for run in tqdm(runs, desc='finetune'):
+        finetuned(run, shared, out / 'finetune.jsonl', smoke)
+
+
+def report(out: Path) -> None:
+    """Tables of all results, in Markdown."""
+    rows = {}
+    for row in rows_of(out / 'frozen.jsonl'):
+        rows.setdefault(row['data'], []).append(row)
+    for name, found in rows.items():
+        print(f'\n{name}\n\n{table(found)}')
+
+
+def rows_of(path: Path) -> list[dict]:
+    """The lines of a file of results."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 if __name__ == '__main__':

@@ -1,0 +1,195 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+"""The trainings of tools/study.py: the same config, data and budget; the backbone, the rate and the seed differ."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import mmdet
+import mmengine
+import mmseg
+import torch
+
+ROOT = Path(__file__).parents[1]
+WORK = ROOT / 'work_dirs' / 'study'
+SEEDS = (0, 1, 2)
+
+# Config, the metrics that are kept, and the rates that are tried on images that are not tested on.
+TASKS = {
+    'caltech101': ('classifier_hpvit-ti_caltech101', ['accuracy/top1', 'accuracy/top5'], (5e-4,)),
+    'camvid': ('upernet_hpvit-ti_camvid', ['mIoU'], (3e-4, 1e-3)),
+    'nuclei': (
+        'mask-rcnn_hpvit-ti_nuclei',
+        [f'coco/{kind}_mAP{size}' for kind in ('bbox', 'segm') for size in ('', '_50', '_s')],
+        (3e-4, 1e-3),
+    ),
+    'coco_mini': (
+        'mask-rcnn_hpvit-ti_coco-mini',
+        [f'coco/{kind}_mAP{size}' for kind in ('bbox', 'segm') for size in ('', '_50', '_s')],
+        (3e-4, 1e-3),
+    ),
+}
+BACKBONES = {
+    'plain': {'type': 'PlainViTPyramid'},
+    'hpvit': {},
+    'hpvit-light': {'depths': '(0,3,9,0)', 'pooling': 'pick'},
+    'hpvit-spacing2': {'grid_spacing': 2},
+    'plain-blocks': {'type': 'BlocksPlainViT'},
+    'plain-x2': {'type': 'UpsampledPlainViT'},
+}
+# Maps that a task takes, where it is not all four.
+ONE_MAP = {'caltech101': {'plain': '(2,)', 'hpvit-light': '(2,)'}}
+BUDGET = {'camvid': 200, 'nuclei': 200, 'coco_mini': 300}  # iterations; Caltech-101 has the config's epochs
+# Every fourth frame of CamVid's films.
+TEST_IMAGES = {'camvid': list(range(0, 233, 4))}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training. ``fold`` is 'test', or 'select' to choose the rate on images that are not tested on."""
+
+    task: str
+    backbone: str
+    rate: float
+    seed: int
+    fold: str
+
+    @property
+    def name(self) -> str:
+        return f'{self.task}/{self.backbone}/{self.fold}-lr{self.rate:g}-seed{self.seed}'
+
+
+def _runs() -> list['Run']:
+    """Choices of the rate first; what is trained with each rate is decided when they are done."""
+    runs = []
+    for task, (_, _, rates) in TASKS.items():
+        names = [n for n in BACKBONES if task != 'caltech101' or n in ('plain', 'hpvit', 'hpvit-light')]
+        names = [n for n in names if task == 'camvid' or not n.startswith('plain-')]
+        for name in names:
+            if len(rates) > 1:
+                runs += [Run(task, name, rate, 100, 'select') for rate in rates]
+            runs += [Run(task, name, 0.0, seed, 'test') for seed in SEEDS]
+    return runs
+
+
+RUNS = _runs()
+
+
+def finetuned(run: Run, shared: Path, out: Path, smoke: bool = False) -> dict:
+    """The result of a training out of a file of JSON lines; what is not there yet is trained and added."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    if run.fold == 'test':
+        run = Run(run.task, run.backbone, best_rate(run, done), run.seed, 'test')
+    for row in done:
+        if row['run'] == run.name:
+            return row
+    start = time.time()
+    work_dir = (out.parent if smoke else WORK) / run.name
+    train(run, shared.resolve(), work_dir.resolve(), smoke)
+    row = dict(
+        run=run.name, task=run.task, backbone=run.backbone, rate=run.rate, seed=run.seed, fold=run.fold
+    )
+    row |= dict(
+        metrics=last_metrics(work_dir, TASKS[run.task][1]), minutes=round((time.time() - start) / 60, 2)
+    )
+    row |= {package.__name__: package.__version__ for package in (torch, mmengine, mmdet, mmseg)}
+    with out.open('a') as file:
+        file.write(json.dumps(row) + '\n')
+    return row
+
+
+def best_rate(run: Run, done: list[dict]) -> float:
+    """The rate that was best where it was chosen, by the first metric of the task."""
+    _, metrics, rates = TASKS[run.task]
+    if len(rates) == 1:
+        return rates[0]
+    tried = [r for r in done if (r['task'], r['backbone'], r['fold']) == (run.task, run.backbone, 'select')]
+    if len(tried) < len(rates):
+        sys.exit(
+            f'error: {run.task}/{run.backbone}: choose the rate first, by trainings {run.task}/{run.backbone}/select'
+        )
+    return max(tried, key=lambda r: r['metrics'][metrics[0]])['rate']
+
+
+def train(run: Run, shared: Path, work_dir: Path, smoke: bool) -> None:
+    """Run tools/train.py until it is done, going on from a checkpoint where there is one."""
+    options = {'randomness.seed': run.seed, 'optim_wrapper.optimizer.lr': run.rate}
+    options |= {f'model.backbone.{key}': value for key, value in BACKBONES[run.backbone].items()}
+    if run.task in ONE_MAP and run.backbone in ONE_MAP[run.task]:
+        options['model.backbone.out_indices'] = ONE_MAP[run.task][run.backbone]
+    if budget := BUDGET.get(run.task):
+        options |= {
+            'train_cfg.max_iters': budget,
+            'train_cfg.val_interval': budget,
+            'param_scheduler.1.end': budget,
+        }
+    options |= images_of(run, shared)
+    if smoke:
+        options |= {
+            'train_cfg.max_iters': 2,
+            'train_cfg.val_interval': 2,
+            'val_dataloader.dataset.indices': '[0,9]',
+        }
+    env = os.environ | dict(MMHPVIT_TEST_DATA=str(shared), PYTHONWARNINGS='ignore')
+    paths = [str(ROOT / 'tools'), env.get('PYTHONPATH', '')]
+    if run.task == 'caltech101':
+        paths.append(f'{sys.prefix}/beside')
+    env['PYTHONPATH'] = os.pathsep.join(filter(None, paths))
+    work_dir.mkdir(parents=True, exist_ok=True)
+    config = work_dir / 'config.py'
+    imports = ['mmhpvit'] + ['study_backbones'] * (run.task != 'caltech101')
+    config.write_text(
+        f"_base_ = '{ROOT}/tests/configs/{TASKS[run.task][0]}.py'\n"
+        f'custom_imports = dict(imports={imports}, allow_failed_imports=False)\n'
+    )
+    command = [sys.executable, ROOT / 'tools/train.py', config, '--resume', '--work-dir', work_dir]
+    command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
+    with (work_dir / 'output.log').open('a') as log:
+        result = subprocess.run([str(c) for c in command], env=env, stdout=log, stderr=subprocess.STDOUT)
+    if result.returncode:
+        sys.exit(f'error: training {run.name} failed; its output is in {work_dir}/output.log')
+
+
+def images_of(run: Run, shared: Path) -> dict[str, object]:
+    """Options for what is trained on and what is measured on."""
+    data = shared / 'data' / run.task
+    if run.task == 'camvid':
+        if run.fold == 'test':
+            return {'val_dataloader.dataset.indices': str(TEST_IMAGES['camvid'])}
+        prefix = 'val_dataloader.dataset.data_prefix'
+        return {
+            f'{prefix}.img_path': 'images/val',
+            f'{prefix}.seg_map_path': 'annotations/val',
+            'val_dataloader.dataset.indices': str(list(range(0, 101, 3))),
+        }
+    if run.fold == 'test':
+        return {}
+    # A fifth of the training images, in a file of its own, since COCO's metric wants all images of its file.
+    suffix = '_super' if run.task == 'coco_mini' else ''
+    whole = json.loads((data / f'annotations/instances_train{suffix}.json').read_text())
+    options = {}
+    for part, chosen in (('train', lambda i: i % 5), ('val', lambda i: not i % 5)):
+        images = [image for i, image in enumerate(whole['images']) if chosen(i)]
+        ids = {image['id'] for image in images}
+        kept = [a for a in whole['annotations'] if a['image_id'] in ids]
+        path = WORK / f'{run.task}-{part}.json'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(whole | dict(images=images, annotations=kept)))
+        options[f'{part}_dataloader.dataset.ann_file'] = path
+    return options | {
+        'val_dataloader.dataset.data_prefix.img': 'images/train/',
+        'val_evaluator.ann_file': WORK / f'{run.task}-val.json',
+    }
+
+
+def last_metrics(work_dir: Path, names: list[str]) -> dict[str, float]:
+    """The metrics of the last evaluation of a training."""
+    files = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    last = [line for line in lines if names[0] in line][-1]
+    return {name: last[name] for name in names}

@@ -1,0 +1,51 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+"""Baselines of tools/study.py beside PlainViTPyramid: the plain ViT with other ways to a pyramid."""
+
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from mmseg.models.necks import Feature2Pyramid
+from torch import Tensor
+
+from mmhpvit import PlainViTPyramid
+
+
+@MODELS.register_module()
+class UpsampledPlainViT(PlainViTPyramid):
+    """The plain ViT on the image enlarged twice: its map is at 1/8 and costs four times the plain ViT's."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Maps at 1/4 to 1/32 of the image as it is, by way of those of the enlarged one."""
+        levels = super().forward(F.interpolate(x, scale_factor=2, mode='bilinear'))
+        # Of the enlarged image 1/8, 1/16 and 1/32 are 1/4, 1/8 and 1/16 of the image; 1/32 is pooled.
+        return (*levels[1:], F.max_pool2d(levels[3], 2, ceil_mode=True))
+
+
+@MODELS.register_module()
+class BlocksPlainViT(PlainViTPyramid):
+    """The plain ViT with mmseg's Feature2Pyramid behind each quarter of its blocks, as in mmseg's configs of MAE."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.pyramid = Feature2Pyramid(self.embed_dims, norm_cfg=dict(type='BN'))
+        self.after = [self.depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Maps at 1/4 to 1/32, each from another quarter of the blocks."""
+        outputs = {}
+        hooks = [
+            self.blocks[i].register_forward_hook(
+                lambda _, args, out, i=i: outputs.setdefault(i, []).append(out)
+            )
+            for i in self.after
+        ]
+        try:
+            super(PlainViTPyramid, self).forward(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        h, w = (-(-side // 16) for side in x.shape[-2:])
+        return tuple(self.pyramid([self._map(outputs[i], h, w) for i in self.after]))
+
+    def _map(self, parts: list[Tensor], h: int, w: int) -> Tensor:
+        tokens = parts[0][:, self.num_prefix_tokens :]  # one sequence an image, so one part
+        return tokens.transpose(1, 2).unflatten(2, (h, w))
