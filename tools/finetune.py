@@ -17,6 +17,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / 'work_dirs' / 'study'
 SEEDS = (0, 1, 2)
+VIT = 'vit_tiny_patch16_224'
+WEIGHTS = f'weights/{VIT}.augreg_in21k_ft_in1k.safetensors'
 
 # Config, the metrics that are kept, and the rates that are tried on images that are not tested on.
 TASKS = {
@@ -34,15 +36,15 @@ TASKS = {
     ),
 }
 BACKBONES = {
-    'plain': {'type': 'PlainViTPyramid'},
-    'hpvit': {},
-    'hpvit-light': {'depths': '(0,3,9,0)', 'pooling': 'pick'},
-    'hpvit-spacing2': {'grid_spacing': 2},
-    'plain-blocks': {'type': 'BlocksPlainViT'},
-    'plain-x2': {'type': 'UpsampledPlainViT'},
+    'plain': dict(type='PlainViTPyramid'),
+    'hpvit': dict(type='HPViT'),
+    'hpvit-light': dict(type='HPViT', depths=(0, 3, 9, 0), pooling='pick'),
+    'hpvit-spacing2': dict(type='HPViT', grid_spacing=2),
+    'plain-blocks': dict(type='BlocksPlainViT'),
+    'plain-x2': dict(type='UpsampledPlainViT'),
 }
-# Maps that a task takes, where it is not all four.
-ONE_MAP = {'caltech101': {'plain': '(2,)', 'hpvit-light': '(2,)'}}
+# A classifier takes the last map.
+LAST_MAP = {'plain': 2, 'hpvit': 3, 'hpvit-light': 2}
 BUDGET = {'camvid': 200, 'nuclei': 200, 'coco_mini': 300}  # iterations; Caltech-101 has the config's epochs
 # Every fourth frame of CamVid's films.
 TEST_IMAGES = {'camvid': list(range(0, 233, 4))}
@@ -67,7 +69,7 @@ def _runs() -> list['Run']:
     """Choices of the rate first; what is trained with each rate is decided when they are done."""
     runs = []
     for task, (_, _, rates) in TASKS.items():
-        names = [n for n in BACKBONES if task != 'caltech101' or n in ('plain', 'hpvit', 'hpvit-light')]
+        names = [n for n in BACKBONES if task != 'caltech101' or n in LAST_MAP]
         names = [n for n in names if task == 'camvid' or not n.startswith('plain-')]
         for name in names:
             if len(rates) > 1:
@@ -119,9 +121,6 @@ def best_rate(run: Run, done: list[dict]) -> float:
 def train(run: Run, shared: Path, work_dir: Path, smoke: bool) -> None:
     """Run tools/train.py until it is done, going on from a checkpoint where there is one."""
     options = {'randomness.seed': run.seed, 'optim_wrapper.optimizer.lr': run.rate}
-    options |= {f'model.backbone.{key}': value for key, value in BACKBONES[run.backbone].items()}
-    if run.task in ONE_MAP and run.backbone in ONE_MAP[run.task]:
-        options['model.backbone.out_indices'] = ONE_MAP[run.task][run.backbone]
     if budget := BUDGET.get(run.task):
         options |= {
             'train_cfg.max_iters': budget,
@@ -143,9 +142,14 @@ def train(run: Run, shared: Path, work_dir: Path, smoke: bool) -> None:
     work_dir.mkdir(parents=True, exist_ok=True)
     config = work_dir / 'config.py'
     imports = ['mmhpvit'] + ['study_backbones'] * (run.task != 'caltech101')
+    init = dict(type='PlainViT', checkpoint=str(shared / WEIGHTS))
+    backbone = dict(_delete_=True, plain=VIT, init_cfg=init) | BACKBONES[run.backbone]
+    if run.task == 'caltech101':
+        backbone['out_indices'] = (LAST_MAP[run.backbone],)
     config.write_text(
         f"_base_ = '{ROOT}/tests/configs/{TASKS[run.task][0]}.py'\n"
         f'custom_imports = dict(imports={imports}, allow_failed_imports=False)\n'
+        f'model = dict(backbone={backbone})\n'
     )
     command = [sys.executable, ROOT / 'tools/train.py', config, '--resume', '--work-dir', work_dir]
     command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]

@@ -16,12 +16,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from finetune import RUNS, finetuned
+from finetune import RUNS, VIT, WEIGHTS, finetuned
 from probe import Protocol, probed, table
 from tqdm import tqdm
 
-VIT = 'vit_tiny_patch16_224'
-WEIGHTS = f'weights/{VIT}.augreg_in21k_ft_in1k.safetensors'
 RESULTS = Path(__file__).parents[1] / 'docs' / 'study'
 
 QUARTERS = 'after=(3,6,9,12)'

@@ -89,22 +89,33 @@ class TappedLevels(nn.Module):
         for n in self.after:
             stage = next(s for s in self.hpvit.stages if s.start < n <= s.stop)
             size = -(-h // stage.stride), -(-w // stage.stride)
-            tokens = restore(self._groups(self.outputs[n], stage.layout, size, len(x)), stage.layout, size)
+            prefix = self.hpvit.num_prefix_tokens
+            groups = regroup(self.outputs[n], stage.layout, size, len(x), prefix)
+            tokens = restore(groups, stage.layout, size)
             maps.append(norm(tokens).permute(0, 3, 1, 2))
         return maps
 
-    def _groups(
-        self, outputs: list[Tensor], layout: Layout, size: tuple[int, int], images: int
-    ) -> list[Tensor]:
-        """What a block gave, part by part, as the groups of sequences that :func:`restore` takes."""
-        parts = iter(outputs)
-        groups = []
-        for like in partition(torch.zeros(1, *size, 1), layout):
-            group = []
-            while sum(part.shape[1] for part in group) < like.shape[1]:
-                group.append(next(parts).unflatten(0, (images, -1)))
-            groups.append(torch.cat(group, dim=1)[:, :, self.hpvit.num_prefix_tokens :])
-        return groups
+
+def regroup(
+    outputs: list[Tensor], layout: Layout, size: tuple[int, int], images: int, prefix: int
+) -> list[Tensor]:
+    """What a block took or gave, part by part, as the groups of sequences that :func:`restore` takes.
+
+    Args:
+        outputs: Tokens of each call, (images * some sequences, prefix + L, C), in the order of the calls.
+        layout: Layout of the block's stage.
+        size: Rows and columns of the stage's map.
+        images: Number of images.
+        prefix: Number of prefix tokens, which are left out.
+    """
+    parts = iter(outputs)
+    groups = []
+    for like in partition(torch.zeros(1, *size, 1), layout):
+        group = []
+        while sum(part.shape[1] for part in group) < like.shape[1]:
+            group.append(next(parts).unflatten(0, (images, -1)))
+        groups.append(torch.cat(group, dim=1)[:, :, prefix:])
+    return groups
 
 
 def frozen(spec: str, weights: str) -> nn.Module:

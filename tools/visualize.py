@@ -1,0 +1,232 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+"""Draw what a backbone sees: its levels, the attention of a place in each stage, and a trained model's predictions.
+
+    python tools/visualize.py IMAGE --config CONFIG [--checkpoint CHECKPOINT] --out DIR
+
+DIR gets levels.png: the maps of HPViT and of the plain ViT with the same weights, three principal components of each as
+red, green and blue; attention.png: how much the token at --point attends to the others, in the last block of each
+stage, averaged over heads; and with a checkpoint prediction.png. Without one the backbone has the pre-trained
+weights that the config names.
+"""
+
+import argparse
+from pathlib import Path
+
+import cv2
+import matplotlib as mpl
+import numpy as np
+import torch
+from bench.frozen import regroup
+from launch import read_config, stop
+from matplotlib import pyplot as plt
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import load_checkpoint
+from predict import KINDS
+from timm.layers import Attention
+from torch import Tensor, nn
+
+from mmhpvit import HPViT
+from mmhpvit.layouts import partition, restore
+
+SIDE = 3.2  # inches of a picture
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('image', type=Path)
+    parser.add_argument('--config', required=True, help='config with an HPViT')
+    parser.add_argument('--checkpoint', help='checkpoint that training with the config wrote')
+    parser.add_argument('--out', type=Path, required=True, help='folder that the pictures go to')
+    parser.add_argument('--point', help='X,Y in pixels of the image; default: its centre')
+    parser.add_argument(
+        '--max-side', type=int, default=512, help='shrink larger images to this; default: 512'
+    )
+    parser.add_argument('--score-thr', type=float, default=0.3, help='draw objects from this score on (0.3)')
+    parser.add_argument('--device', default='cpu', help='default: %(default)s')
+    return parser.parse_args()
+
+
+def load_backbones(args: argparse.Namespace) -> tuple[HPViT, HPViT, Tensor, Tensor]:
+    """HPViT, the plain ViT with its weights, and mean and standard deviation of the images."""
+    cfg = read_config(args.config)
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    options = cfg.model.backbone
+    if options.type != 'HPViT':
+        stop(f'{args.config} has a backbone of type {options.type!r}; expected HPViT')
+    backbone = MODELS.build(options)
+    if args.checkpoint:
+        holder = nn.Module()
+        holder.backbone = backbone
+        load_checkpoint(holder, args.checkpoint, map_location='cpu')
+    else:
+        backbone.init_weights()
+    plain = HPViT(backbone.plain, (0, 0, backbone.depth, 0), attention='global', out_indices=(2,))
+    weights = backbone.state_dict()
+    missing, _ = plain.load_state_dict(weights, strict=False)
+    if any(not name.startswith('out_norms') for name in missing):
+        stop(
+            f'{args.config} leaves blocks out (out_indices={backbone.out_indices}), so there is no plain ViT to compare'
+        )
+    last = max(backbone.out_norms, key=int)
+    plain.out_norms['2'].load_state_dict(backbone.out_norms[last].state_dict())
+    normalise = cfg.get('data_preprocessor') or cfg.model.data_preprocessor
+    mean, std = (torch.tensor(normalise[key]).reshape(1, 3, 1, 1).float() for key in ('mean', 'std'))
+    return backbone.eval(), plain.eval(), mean, std
+
+
+def read_image(path: Path, max_side: int) -> np.ndarray:
+    """RGB, (H, W, 3)."""
+    image = cv2.imread(str(path))
+    if image is None:
+        stop(f'{str(path)!r} is no image that OpenCV reads')
+    scale = min(1.0, max_side / max(image.shape[:2]))
+    size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
+    return np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA)[..., ::-1])
+
+
+def colours(features: Tensor) -> np.ndarray:
+    """Three principal components of a map (1, C, h, w) as RGB between 0 and 1, (h, w, 3)."""
+    _, c, h, w = features.shape
+    tokens = features[0].reshape(c, -1).T.double()
+    tokens = tokens - tokens.mean(0)
+    _, _, axes = torch.linalg.svd(tokens, full_matrices=False)
+    found = tokens @ axes[:3].T
+    found = torch.nn.functional.pad(found, (0, 3 - found.shape[1]))
+    low, high = found.quantile(0.02, dim=0), found.quantile(0.98, dim=0)
+    return ((found - low) / (high - low).clamp_min(1e-9)).clamp(0, 1).reshape(h, w, 3).numpy()
+
+
+def attention_of(backbone: HPViT, x: Tensor, point: tuple[int, int]) -> list[tuple[int, np.ndarray, tuple]]:
+    """For each stage with blocks its stride, the attention of the token at a point over the map, and that token.
+
+    Tokens that are in other sequences have NaN. What goes to prefix tokens is left out.
+    """
+    inputs: dict[int, list[Tensor]] = {}
+    last = [stage.stop - 1 for stage in backbone.stages if stage.stop > stage.start]
+    hooks = []
+    for i in last:
+        attention = backbone.blocks[i].attn
+        if type(attention) is not Attention:
+            stop(
+                f'the blocks of {backbone.plain} have positions in their attention; it is drawn for absolute ones only'
+            )
+        hooks.append(
+            attention.register_forward_pre_hook(lambda _, args, i=i: inputs.setdefault(i, []).append(args[0]))
+        )
+    backbone(x)
+    for hook in hooks:
+        hook.remove()
+    found = []
+    for stage in backbone.stages:
+        if stage.stop == stage.start:
+            continue
+        size = tuple(-(-side // stage.stride) for side in x.shape[-2:])
+        token = tuple(min(p // stage.stride, side - 1) for p, side in zip(point, size, strict=True))
+        layer, prefix = backbone.blocks[stage.stop - 1].attn, backbone.num_prefix_tokens
+        groups = regroup(inputs[stage.stop - 1], stage.layout, size, 1, 0)
+        places = partition(torch.arange(size[0] * size[1]).reshape(1, *size, 1), stage.layout)
+        maps = [torch.full((*place.shape[:3], 1), torch.nan) for place in places]
+        for group, place, drawn in zip(groups, places, maps, strict=True):
+            hits = (place[0, :, :, 0] == token[0] * size[1] + token[1]).nonzero()
+            if len(hits):
+                sequence, index = hits[0].tolist()
+                drawn[0, sequence, :, 0] = _weights(layer, group[0, sequence], prefix + index)[prefix:]
+        found.append((stage.stride, restore(maps, stage.layout, size)[0, :, :, 0].numpy(), token))
+    return found
+
+
+def _weights(layer: Attention, tokens: Tensor, index: int) -> Tensor:
+    """What one token of a sequence (L, C) attends to, averaged over heads, (L,)."""
+    qkv = layer.qkv(tokens).reshape(len(tokens), 3, layer.num_heads, -1).permute(1, 2, 0, 3)
+    query, key = layer.q_norm(qkv[0]), layer.k_norm(qkv[1])
+    return (query[:, index : index + 1] * layer.scale @ key.transpose(1, 2)).softmax(-1).mean(0)[0]
+
+
+def draw_levels(image: np.ndarray, ours: list, plain: Tensor, strides: list[int], out: Path) -> None:
+    """One row: the image, each level of HPViT, the plain ViT's map."""
+    panels = [('image', image)]
+    panels += [(f'HPViT, 1/{s}', colours(level)) for s, level in zip(strides, ours, strict=True)]
+    panels.append(('plain ViT, 1/16', colours(plain)))
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(SIDE * len(panels), SIDE * image.shape[0] / image.shape[1] + 0.3)
+    )
+    for axis, (title, picture) in zip(axes, panels, strict=True):
+        axis.imshow(picture, interpolation='nearest')
+        axis.set_title(title)
+        axis.axis('off')
+    _save(figure, out)
+
+
+def draw_attention(image: np.ndarray, found: list, point: tuple[int, int], out: Path) -> None:
+    """One picture a stage: attention over the image, which is grey where the token does not look."""
+    height, width = image.shape[:2]
+    figure, axes = plt.subplots(
+        1, len(found), figsize=(SIDE * len(found), SIDE * height / width + 0.3), squeeze=False
+    )
+    grey = np.repeat(image.mean(-1, keepdims=True) / 255 * 0.6 + 0.2, 3, axis=-1)
+    for axis, (stride, weights, token) in zip(axes[0], found, strict=True):
+        axis.imshow(grey)
+        reached = ~np.isnan(weights)
+        ys, xs = reached.nonzero()
+        values = weights[reached]
+        # Tokens of a grid lie apart: a square for each, as large as the grid is wide.
+        pitch = np.sqrt(height * width / len(values))
+        size = (0.75 * pitch / width * SIDE * 72) ** 2
+        places = (xs + 0.5) * stride, (ys + 0.5) * stride
+        order = np.argsort(values)
+        shade = np.clip(values / np.quantile(values, 0.99), 0, 1)
+        axis.scatter(
+            places[0][order],
+            places[1][order],
+            c=shade[order],
+            s=size,
+            marker='s',
+            cmap='inferno',
+            alpha=0.25 + 0.7 * shade[order],
+        )
+        axis.plot(*((t + 0.5) * stride for t in token[::-1]), 'c+', markersize=14, markeredgewidth=2.5)
+        axis.set_title(f'stage at 1/{stride}')
+        axis.set_xlim(0, width)
+        axis.set_ylim(height, 0)
+        axis.axis('off')
+    _save(figure, out)
+
+
+def _save(figure, out: Path) -> None:
+    figure.tight_layout(pad=0.4)
+    figure.savefig(out, dpi=100)
+    plt.close(figure)
+    print(out)
+
+
+@torch.inference_mode()
+def main() -> None:
+    args = parse_args()
+    mpl.use('Agg')
+    for name in (args.image, args.config, args.checkpoint):
+        if name and not Path(name).is_file():
+            stop(f'{str(name)!r} does not exist')
+    image = read_image(args.image, args.max_side)
+    height, width = image.shape[:2]
+    point = (height // 2, width // 2)
+    if args.point:
+        x, y = (int(float(v) * width / cv2.imread(str(args.image)).shape[1]) for v in args.point.split(','))
+        if not (0 <= x < width and 0 <= y < height):
+            stop(f'--point {args.point} lies outside of the image')
+        point = (y, x)
+    backbone, plain, mean, std = load_backbones(args)
+    x = (torch.from_numpy(image).permute(2, 0, 1)[None].float() - mean) / std
+    args.out.mkdir(parents=True, exist_ok=True)
+    strides = [4 * 2**i for i in backbone.out_indices]
+    draw_levels(image, backbone(x), plain(x)[0], strides, args.out / 'levels.png')
+    draw_attention(image, attention_of(backbone, x, point), point, args.out / 'attention.png')
+    if args.checkpoint:
+        _, picture = KINDS[read_config(args.config).default_scope](args)(args.image)
+        cv2.imwrite(str(args.out / 'prediction.png'), picture[..., ::-1])
+        print(args.out / 'prediction.png')
+
+
+if __name__ == '__main__':
+    main()
