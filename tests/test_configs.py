@@ -91,17 +91,13 @@ def test_the_baseline_differs_by_its_backbone_type_alone(path):
     baseline, hpvit = load(path), load(path.replace('plain-vit', 'hpvit'))
     assert baseline.model.backbone.pop('type') == 'PlainViTPyramid'
     assert hpvit.model.backbone.pop('type') == 'HPViT'
-    # The plain ViT has one layout.
-    for option in ('attention', 'window_size'):
-        hpvit.model.backbone.pop(option, None)
+    hpvit.model.backbone.pop('grid_spacing', None)  # the plain ViT has one layout
     assert baseline.to_dict() == hpvit.to_dict()
 
 
 @pytest.mark.parametrize('path', [c for c in RECIPES if c.startswith('configs/coco/') and 'plain' not in c])
-def test_detectors_attend_within_windows_of_the_grid(path):
-    backbone = load(path).model.backbone
-    assert tuple(backbone.attention) == ('window_grid', 'window_grid', 'global', 'global')
-    assert backbone.window_size == 16
+def test_detectors_attend_on_a_grid_of_twice_the_spacing(path):
+    assert load(path).model.backbone.grid_spacing == 2
 
 
 def test_large_scale_jitter_follows_vitdet():

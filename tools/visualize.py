@@ -196,7 +196,7 @@ def draw_attention(image: np.ndarray, found: list, point: tuple[int, int], out: 
 
 def _save(figure, out: Path) -> None:
     figure.tight_layout(pad=0.4)
-    figure.savefig(out, dpi=100)
+    figure.savefig(out, dpi=100, bbox_inches='tight')
     plt.close(figure)
     print(out)
 

@@ -5,5 +5,5 @@ _base_ = [
     'mmdet::_base_/default_runtime.py',
 ]
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=2, save_best='coco/segm_mAP'))
-# At these sizes windows of the grid take five eighths of a whole grid's operations (ViT-B): docs/depths-and-layout.md.
-model = dict(backbone=dict(attention=('window_grid', 'window_grid', 'global', 'global'), window_size=16))
+# At these sizes a grid of twice the spacing: docs/depths-and-layout.md.
+model = dict(backbone=dict(grid_spacing=2))

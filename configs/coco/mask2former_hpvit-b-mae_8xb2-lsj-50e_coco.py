@@ -2,7 +2,7 @@
 # the fixed factor for the backbone becomes layer-wise decay.
 _base_ = ['../_base_/backbones/hpvit-b-mae.py', 'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py']
 model = dict(
-    backbone=dict(_base_.vit, **_base_.windows), panoptic_head=dict(in_channels=[768, 768, 768, 768])
+    backbone=dict(_base_.vit, **_base_.detection), panoptic_head=dict(in_channels=[768, 768, 768, 768])
 )
 optim_wrapper = dict(
     _delete_=True,

@@ -8,6 +8,5 @@ vit = dict(
     drop_path_rate=0.1,  # ViTDet, appendix A.2, table 10; mmseg's config of MAE
     init_cfg=dict(type='PlainViT'),  # checkpoint=FILE for weights of your own
 )
-# For detection at 800x1333 and 1024x1024: five eighths of a whole grid's operations for ViT-B, see
-# docs/depths-and-layout.md.
-windows = dict(attention=('window_grid', 'window_grid', 'global', 'global'), window_size=16)
+# For detection at 800x1333 and 1024x1024, see docs/depths-and-layout.md.
+detection = dict(grid_spacing=2)
