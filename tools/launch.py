@@ -97,6 +97,12 @@ def build_runner(cfg: Config) -> Runner:
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
+def leave_processes() -> None:
+    """Take leave of the other processes; without it one that ends while they still talk is aborted now and then."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def check_amp(cfg: Config) -> None:
     """Stop where mixed precision is asked for on a machine without a GPU."""
     kind = cfg.optim_wrapper.get('type')

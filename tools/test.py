@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-from launch import add_common_options, build_runner, check_data, load_config, stop
+from launch import add_common_options, build_runner, check_data, leave_processes, load_config, stop
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 
@@ -50,6 +50,7 @@ def main() -> None:
     if args.out:
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     runner.test()
+    leave_processes()
 
 
 if __name__ == '__main__':

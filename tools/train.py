@@ -3,7 +3,16 @@
 
 import argparse
 
-from launch import add_common_options, build_runner, check_amp, check_data, check_weights, load_config, stop
+from launch import (
+    add_common_options,
+    build_runner,
+    check_amp,
+    check_data,
+    check_weights,
+    leave_processes,
+    load_config,
+    stop,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,6 +51,7 @@ def main() -> None:
     check_weights(cfg)
     check_data(cfg, 'train_dataloader', *(['val_dataloader'] if cfg.get('val_cfg') is not None else []))
     build_runner(cfg).train()
+    leave_processes()
 
 
 if __name__ == '__main__':
