@@ -61,8 +61,11 @@ class HPViT(BaseModule):
     Args:
         plain: timm name of the plain ViT, such as ``'vit_base_patch16_224.mae'``.
         depths: How many of its blocks work at 1/4, 1/8, 1/16 and 1/32; they must sum to its number of
-            blocks. Default: :func:`default_depths`. With leading zeros the patch embedding starts at the
-            stride of the first stage that has blocks, and finer levels are upsampled from that stage.
+            blocks. With leading zeros the patch embedding starts at the stride of the first stage that has
+            blocks, and finer levels are upsampled from that stage. Or a preset, which for 12, 24 and 32 blocks is
+            ``'light'``: (0, 3, 9, 0), (0, 6, 18, 0), (0, 8, 24, 0), 1.6 times the plain ViT's operations at 512x512;
+            ``'standard'`` (default): (2, 2, 6, 2), (4, 4, 12, 4), (5, 5, 17, 5), 3.6 times;
+            ``'dense'``: (3, 3, 3, 3), (6, 6, 6, 6), (8, 8, 8, 8), 4.8 times. None is the default too.
         pooling: ``'conv'`` (default; a 2x2 convolution that starts as the average), ``'pick'`` (one that starts as a
             single token of the cell, with which a grid goes on as the plain ViT that it is) or ``'avg'``.
         attention: Layout of each stage, or one for all. ``'grid'`` (default): a token attends to the
@@ -96,7 +99,7 @@ class HPViT(BaseModule):
     def __init__(
         self,
         plain: str,
-        depths: Sequence[int] | None = None,
+        depths: str | Sequence[int] | None = 'standard',
         pooling: str = 'conv',
         attention: str | Sequence[str] = 'grid',
         window_size: int | Sequence[int] = 14,
@@ -115,7 +118,7 @@ class HPViT(BaseModule):
         self.plain = plain
         self.depth = len(vit.blocks)
         self.embed_dims = vit.embed_dim
-        self.depths = check_depths(depths, self.depth, plain)
+        self.depths = check_depths('standard' if depths is None else depths, self.depth, plain)
         self.out_indices = check_out_indices(out_indices)
         self.first_stage = next(i for i, d in enumerate(self.depths) if d)
         self.last_stage = max(self.first_stage, *self.out_indices)

@@ -10,23 +10,35 @@ from collections.abc import Sequence
 STRIDES = (4, 8, 16, 32)
 
 
-def default_depths(num_blocks: int) -> tuple[int, int, int, int]:
-    """Split blocks over the stages as 1/6, 1/6, 1/2, 1/6: (2, 2, 6, 2) for 12, (4, 4, 12, 4) for 24."""
-    sixth = max(num_blocks // 6, 1)
-    return sixth, sixth, num_blocks - 3 * sixth, sixth
+# One block in how many works at 1/4, at 1/8 and at 1/32 (0: none); the others work at 1/16.
+PRESETS = {'light': (0, 4, 0), 'standard': (6, 6, 6), 'dense': (4, 4, 4)}
 
 
-def check_depths(depths: Sequence[int] | None, num_blocks: int, plain: str) -> tuple[int, ...]:
-    """Blocks of each stage, which must sum to the ``num_blocks`` of ``plain``; None is the default split."""
-    if depths is None:
-        return default_depths(num_blocks)
+def preset_depths(name: str, num_blocks: int) -> tuple[int, int, int, int]:
+    """Blocks of each stage of a preset; for 12 blocks (0, 3, 9, 0), (2, 2, 6, 2) and (3, 3, 3, 3).
+
+    Raises:
+        ValueError: An unknown name.
+    """
+    if name not in PRESETS:
+        raise ValueError(
+            f'depths={name!r}: expected one of {", ".join(PRESETS)}, or {len(STRIDES)} numbers of blocks'
+        )
+    finest, fine, coarsest = (max(num_blocks // n, 1) if n else 0 for n in PRESETS[name])
+    return finest, fine, num_blocks - finest - fine - coarsest, coarsest
+
+
+def check_depths(depths: str | Sequence[int], num_blocks: int, plain: str) -> tuple[int, ...]:
+    """Blocks of each stage, which must sum to the ``num_blocks`` of ``plain``; or the name of a preset."""
+    if isinstance(depths, str):
+        return preset_depths(depths, num_blocks)
     depths = _as_tuple('depths', depths)
     if len(depths) != len(STRIDES) or any(not isinstance(d, int) or d < 0 for d in depths):
         raise ValueError(f'depths={depths}: expected {len(STRIDES)} numbers of blocks, none negative')
     if sum(depths) != num_blocks:
         raise ValueError(
             f'depths={depths} sum to {sum(depths)}, but {plain} has {num_blocks} blocks; '
-            f'for instance depths={default_depths(num_blocks)}'
+            f'for instance depths={preset_depths("standard", num_blocks)}'
         )
     return depths
 

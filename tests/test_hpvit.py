@@ -14,7 +14,7 @@ from tiny_models import KINDS, TRAITS
 import mmhpvit.hpvit
 from mmhpvit import HPViT, PlainViTPyramid
 from mmhpvit.embed import power_of_two_patch, resize_kernel
-from mmhpvit.options import default_depths
+from mmhpvit.options import PRESETS, preset_depths
 
 TINY = 'tiny_patch16'  # 4 blocks, width 48
 EXACT = dict(rtol=0, atol=1e-10)
@@ -341,14 +341,15 @@ def test_drop_path_grows_linearly_over_the_blocks():
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
 
 
-def test_default_depths():
-    assert [default_depths(n) for n in (12, 24, 40, 4)] == [
-        (2, 2, 6, 2),
-        (4, 4, 12, 4),
-        (6, 6, 22, 6),
-        (1, 1, 1, 1),
-    ]
-    assert HPViT(TINY).depths == (1, 1, 1, 1)
+def test_presets():
+    found = {name: [preset_depths(name, n) for n in (12, 24, 32, 4)] for name in PRESETS}
+    assert found == {
+        'light': [(0, 3, 9, 0), (0, 6, 18, 0), (0, 8, 24, 0), (0, 1, 3, 0)],
+        'standard': [(2, 2, 6, 2), (4, 4, 12, 4), (5, 5, 17, 5), (1, 1, 1, 1)],
+        'dense': [(3, 3, 3, 3), (6, 6, 6, 6), (8, 8, 8, 8), (1, 1, 1, 1)],
+    }
+    assert HPViT(TINY).depths == HPViT(TINY, depths=None).depths == (1, 1, 1, 1)
+    assert HPViT(TINY, depths='light').depths == (0, 1, 3, 0)
 
 
 def test_layer_ids_cover_every_parameter_in_order_of_depth():
@@ -377,6 +378,7 @@ def test_unknown_parameter_names_have_no_layer_id(name):
     [
         (dict(depths=(1, 1, 1, 2)), r'sum to 5, but tiny_patch16 has 4 blocks'),
         (dict(depths=(2, 2)), r'expected 4 numbers of blocks'),
+        (dict(depths='heavy'), r"depths='heavy': expected one of light, standard, dense"),
         (dict(depths=(-1, 1, 2, 2)), r'none negative'),
         (dict(attention='spiral'), r"'spiral'.*global, window, grid"),
         (dict(attention=('grid', 'grid')), r'expected a str, or 4 of them'),
