@@ -13,11 +13,13 @@ from mmhpvit import PlainViTPyramid
 class UpsampledPlainViT(PlainViTPyramid):
     """The plain ViT on the image enlarged twice: its map is at 1/8 and costs four times the plain ViT's."""
 
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, out_indices=(1, 2, 3), **kwargs)
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Maps at 1/4 to 1/32 of the image as it is, by way of those of the enlarged one."""
+        """Maps at 1/4 to 1/32 of the image as it is, by way of those of the enlarged one at 1/8 to 1/32."""
         levels = super().forward(F.interpolate(x, scale_factor=2, mode='bilinear'))
-        # Of the enlarged image 1/8, 1/16 and 1/32 are 1/4, 1/8 and 1/16 of the image; 1/32 is pooled.
-        return (*levels[1:], F.max_pool2d(levels[3], 2, ceil_mode=True))
+        return (*levels, F.max_pool2d(levels[-1], 2, ceil_mode=True))
 
 
 @MODELS.register_module()

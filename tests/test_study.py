@@ -1,0 +1,103 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+"""The study in small, and the parts that its figures rest on."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from bench.frozen import TappedLevels, frozen
+from bench.labels import open_split
+from finetune import RUNS, Run, best_rate
+from study_backbones import BlocksPlainViT, UpsampledPlainViT
+from test_tools import run
+
+from mmhpvit import HPViT
+
+TI = 'vit_tiny_patch16_224'
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('size', [(64, 96), (50, 70)])
+def test_maps_after_blocks_are_those_of_the_stages(size):
+    """Where a stage ends, the tapped map is the stage's own."""
+    backbone = HPViT('test_vit', depths='standard').eval()
+    ends = [stage.stop for stage in backbone.stages if stage.stop > stage.start]
+    x = torch.randn(2, 3, *size)
+    expected = backbone(x)
+    for found, level in zip(TappedLevels(backbone, ends)(x), expected, strict=True):
+        torch.testing.assert_close(found, level)
+
+
+@torch.no_grad()
+def test_early_level_beside_the_plain_maps(real_weights):
+    x = torch.randn(1, 3, 64, 96)
+    early, *plain = frozen(f'plain:{TI}:early=(0,3,9,0)', real_weights)(x)
+    torch.testing.assert_close(early, frozen(f'hpvit:{TI}:depths=(0,3,9,0)', real_weights)(x)[1])
+    for found, expected in zip(plain, frozen(f'plain:{TI}', real_weights)(x), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize('kind', [BlocksPlainViT, UpsampledPlainViT])
+def test_baselines_have_the_maps_of_a_pyramid_and_learn(kind):
+    backbone = kind('test_vit')
+    levels = backbone(torch.randn(2, 3, 64, 96))
+    assert [level.shape for level in levels] == [(2, 64, 64 // s, 96 // s) for s in (4, 8, 16, 32)]
+    sum(level.square().sum() for level in levels).backward()
+    idle = {name.partition('.')[0] for name, p in backbone.named_parameters() if p.grad is None}
+    # mmseg's pyramid takes the maps as the blocks leave them.
+    assert idle == ({'out_norms'} if kind is BlocksPlainViT else set())
+
+
+def test_instances_become_labels(shapes, tmp_path):
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'images/val').symlink_to(shapes / 'val')
+    (tmp_path / 'annotations').mkdir()
+    whole = json.loads((shapes / 'annotations/val.json').read_text())
+    (tmp_path / 'annotations/instances_val.json').write_text(json.dumps(whole))
+    data = open_split(tmp_path, 'val')
+    assert data.classes == ['background', 'disc', 'box', 'triangle', 'star']
+    label = data.label(data.paths[0])
+    present = {a['category_id'] for a in whole['annotations'] if a['image_id'] == whole['images'][0]['id']}
+    assert set(np.unique(label)) - {0} <= present
+    # One category: each object is an inside and a rim.
+    one = whole | dict(categories=[dict(id=1, name='thing')])
+    one['annotations'] = [a | dict(category_id=1) for a in whole['annotations']]
+    (tmp_path / 'annotations/instances_val.json').write_text(json.dumps(one))
+    data = open_split(tmp_path, 'val')
+    assert data.classes == ['background', 'thing', 'boundary']
+    assert set(np.unique(data.label(data.paths[0]))) == {0, 1, 2}
+    with pytest.raises(FileNotFoundError, match='instances_train'):
+        open_split(tmp_path, 'train')
+
+
+def test_rate_is_chosen_by_the_metric_before_the_test():
+    rows = [
+        dict(task='camvid', backbone='plain', fold='select', rate=rate, metrics={'mIoU': value})
+        for rate, value in ((3e-4, 20.0), (1e-3, 30.0))
+    ]
+    chosen = Run('camvid', 'plain', 0.0, 0, 'test')
+    assert best_rate(chosen, rows) == 1e-3
+    with pytest.raises(SystemExit, match='choose the rate first'):
+        best_rate(chosen, rows[:1])
+    assert best_rate(Run('caltech101', 'plain', 0.0, 0, 'test'), []) == 5e-4
+    assert len({run.name for run in RUNS}) == len(RUNS)
+
+
+@pytest.mark.slow
+def test_small_study_runs_and_goes_on(shared, tmp_path):
+    """What is there is not run again."""
+    env = None
+    for part, options, lines in (
+        ('frozen', (), 6),
+        ('finetune', ('--only', 'camvid/hpvit-light/select-lr0.001', 'nuclei/plain/select-lr0.001'), 2),
+    ):
+        command = (sys.executable, 'tools/study.py', part, shared, '--smoke', '--out', tmp_path, *options)
+        run(*command, env=env)
+        rows = (tmp_path / f'{part}.jsonl').read_text()
+        assert len(rows.splitlines()) == lines
+        run(*command, env=env)
+        assert (tmp_path / f'{part}.jsonl').read_text() == rows
+    output = run(sys.executable, 'tools/study.py', 'report', shared, '--out', tmp_path, env=env)
+    assert '| plain:' in output
