@@ -90,7 +90,7 @@ def test_small_study_runs_and_goes_on(shared, tmp_path):
     """What is there is not run again."""
     env = None
     for part, options, lines in (
-        ('frozen', (), 6),
+        ('frozen', (), 9),
         ('finetune', ('--only', 'camvid/hpvit-light/select-lr0.001', 'nuclei/plain/select-lr0.001'), 2),
     ):
         command = (sys.executable, 'tools/study.py', part, shared, '--smoke', '--out', tmp_path, *options)
@@ -99,5 +99,10 @@ def test_small_study_runs_and_goes_on(shared, tmp_path):
         assert len(rows.splitlines()) == lines
         run(*command, env=env)
         assert (tmp_path / f'{part}.jsonl').read_text() == rows
-    output = run(sys.executable, 'tools/study.py', 'report', shared, '--out', tmp_path, env=env)
-    assert '| plain:' in output
+    page = tmp_path / 'study.md'
+    page.write_text('a\n<!-- frozen -->\nold\n<!-- /frozen -->\nb\n<!-- finetuned -->\n<!-- /finetuned -->\n')
+    run(sys.executable, 'tools/study.py', 'report', shared, '--out', tmp_path, '--page', page, env=env)
+    text = page.read_text()
+    assert 'old' not in text
+    assert '| `plain early=(0,3,9,0)` | ' in text
+    assert (tmp_path / 'study.png').is_file()

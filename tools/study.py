@@ -18,6 +18,7 @@ from pathlib import Path
 
 from finetune import RUNS, VIT, WEIGHTS, finetuned
 from probe import Protocol, probed, table
+from study_report import write_page
 from tqdm import tqdm
 
 RESULTS = Path(__file__).parents[1] / 'docs' / 'study'
@@ -53,7 +54,7 @@ FROZEN = [
     f'{HPVIT}:attention=global',
 ]
 
-SMOKE = [f'{PLAIN}:early=(0,3,9,0)', f'{HPVIT}:depths=(0,3,9,0):pooling=pick:{QUARTERS}']
+SMOKE = [PLAIN, f'{PLAIN}:early=(0,3,9,0)', f'{HPVIT}:depths=(0,3,9,0):pooling=pick:{QUARTERS}']
 
 
 def frozen_protocols(shared: Path) -> dict[str, Protocol]:
@@ -79,6 +80,9 @@ def main() -> None:
         '--out', type=Path, default=RESULTS, help='folder of the results; default: docs/study'
     )
     parser.add_argument(
+        '--page', type=Path, default=RESULTS.with_suffix('.md'), help='what report writes into'
+    )
+    parser.add_argument(
         '--smoke', action='store_true', help='a few images and iterations; give --out as well'
     )
     args = parser.parse_args()
@@ -92,7 +96,7 @@ def main() -> None:
     elif args.part == 'finetune':
         finetune(args.shared, args.out, tuple(args.only), args.smoke)
     else:
-        report(args.out)
+        report(args.out, args.page)
 
 
 def frozen(shared: Path, weights: str, out: Path, smoke: bool) -> None:
@@ -119,13 +123,10 @@ def finetune(shared: Path, out: Path, only: tuple[str, ...], smoke: bool) -> Non
         finetuned(run, shared, out / 'finetune.jsonl', smoke)
 
 
-def report(out: Path) -> None:
-    """Tables of all results, in Markdown."""
-    rows = {}
-    for row in rows_of(out / 'frozen.jsonl'):
-        rows.setdefault(row['data'], []).append(row)
-    for name, found in rows.items():
-        print(f'\n{name}\n\n{table(found)}')
+def report(out: Path, page: Path) -> None:
+    """Tables and plot of all results."""
+    write_page(page, rows_of(out / 'frozen.jsonl'), rows_of(out / 'finetune.jsonl'))
+    print(page)
 
 
 def rows_of(path: Path) -> list[dict]:
