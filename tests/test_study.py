@@ -10,7 +10,7 @@ import torch
 from bench.frozen import TappedLevels, frozen
 from bench.labels import open_split
 from finetune import RUNS, Run, best_rate
-from study_backbones import BlocksPlainViT, UpsampledPlainViT
+from study_backbones import BlocksPlainViT, EarlyLevelsViT, UpsampledPlainViT
 from test_tools import run
 
 from mmhpvit import HPViT
@@ -39,13 +39,16 @@ def test_early_level_beside_the_plain_maps(real_weights):
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize('kind', [BlocksPlainViT, UpsampledPlainViT])
+@pytest.mark.parametrize('kind', [BlocksPlainViT, EarlyLevelsViT, UpsampledPlainViT])
 def test_baselines_have_the_maps_of_a_pyramid_and_learn(kind):
     backbone = kind('test_vit')
     levels = backbone(torch.randn(2, 3, 64, 96))
     assert [level.shape for level in levels] == [(2, 64, 64 // s, 96 // s) for s in (4, 8, 16, 32)]
     sum(level.square().sum() for level in levels).backward()
     idle = {name.partition('.')[0] for name, p in backbone.named_parameters() if p.grad is None}
+    assert {backbone.layer_id(name) for name, _ in backbone.named_parameters()} == set(
+        range(backbone.num_layer_ids)
+    )
     # mmseg's pyramid takes the maps as the blocks leave them.
     assert idle == ({'out_norms'} if kind is BlocksPlainViT else set())
 
