@@ -65,12 +65,11 @@ class EarlyLevelsViT(PlainViTPyramid):
     def __init__(self, plain: str, **kwargs) -> None:
         super().__init__(plain, out_indices=(2, 3), **kwargs)
         self.early = HPViT(plain, 'light', out_indices=(0, 1))
-        shared = ('patch_embed', 'pos_embed', 'norm_pre', 'pos_drop', *self.early.prefix_names)
-        for name in shared:
-            if name == 'patch_embed':
-                self.early.patch_embed.proj = self.patch_embed.proj
-            else:
-                setattr(self.early, name, getattr(self, name))
+        # The convolutions differ by their stride alone.
+        self.early.patch_embed.proj.weight = self.patch_embed.proj.weight
+        self.early.patch_embed.proj.bias = self.patch_embed.proj.bias
+        for name in ('pos_embed', 'norm_pre', 'pos_drop', *self.early.prefix_names):
+            setattr(self.early, name, getattr(self, name))
         self.early.blocks = self.blocks[: len(self.early.blocks)]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
