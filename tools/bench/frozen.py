@@ -21,7 +21,7 @@ class PlainLevels(nn.Module):
         name: timm name.
         weights: File of the plain ViT.
         after: Numbers of blocks; default: after each quarter of them.
-        upsample: Factor by which the image is enlarged before.
+        upsample: Factor by which the image is enlarged before, to the nearest whole patches.
     """
 
     def __init__(
@@ -37,7 +37,9 @@ class PlainLevels(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         if self.upsample != 1:
-            x = F.interpolate(x, scale_factor=self.upsample, mode='bilinear')
+            patch = self.vit.patch_embed.patch_size[0]
+            size = [patch * round(side * self.upsample / patch) for side in x.shape[-2:]]
+            x = F.interpolate(x, size=size, mode='bilinear')
         return self.vit.forward_intermediates(x, self.after, norm=True, intermediates_only=True)
 
 
