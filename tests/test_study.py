@@ -80,31 +80,41 @@ def test_rate_is_chosen_by_the_metric_before_the_test():
         dict(task='camvid', backbone='plain', fold='select', rate=rate, metrics={'mIoU': value})
         for rate, value in ((3e-4, 20.0), (1e-3, 30.0))
     ]
-    chosen = Run('camvid', 'plain', 0.0, 0, 'test')
+    chosen = Run('camvid', 'plain', None, 0, 'test')
     assert best_rate(chosen, rows) == 1e-3
     with pytest.raises(SystemExit, match='choose the rate first'):
         best_rate(chosen, rows[:1])
-    assert best_rate(Run('caltech101', 'plain', 0.0, 0, 'test'), []) == 5e-4
+    assert best_rate(Run('caltech101', 'plain', None, 0, 'test'), []) == 5e-4
     assert len({run.name for run in RUNS}) == len(RUNS)
+
+
+def test_trainings_are_named_by_whole_parts():
+    one = Run('camvid', 'plain', None, 0, 'test')
+    assert one.name == 'camvid/plain/test-seed0'
+    assert all(one.is_in([name]) for name in ('camvid', 'camvid/plain/', one.name))
+    assert not any(one.is_in([name]) for name in ('cam', 'camvid/plain-x2', 'camvid/plain/test', 'nuclei'))
 
 
 @pytest.mark.slow
 def test_small_study_runs_and_goes_on(shared, tmp_path):
     """What is there is not run again."""
-    env = None
     for part, options, lines in (
         ('frozen', (), 9),
-        ('finetune', ('--only', 'camvid/hpvit-light/select-lr0.001', 'nuclei/plain/select-lr0.001'), 2),
+        (
+            'finetune',
+            ('--only', 'camvid/hpvit-light/select-lr0.001-seed100', 'nuclei/plain/select-lr0.001-seed100'),
+            2,
+        ),
     ):
         command = (sys.executable, 'tools/study.py', part, shared, '--smoke', '--out', tmp_path, *options)
-        run(*command, env=env)
+        run(*command, env=None)
         rows = (tmp_path / f'{part}.jsonl').read_text()
         assert len(rows.splitlines()) == lines
-        run(*command, env=env)
+        run(*command, env=None)
         assert (tmp_path / f'{part}.jsonl').read_text() == rows
     page = tmp_path / 'study.md'
     page.write_text('a\n<!-- frozen -->\nold\n<!-- /frozen -->\nb\n<!-- finetuned -->\n<!-- /finetuned -->\n')
-    run(sys.executable, 'tools/study.py', 'report', shared, '--out', tmp_path, '--page', page, env=env)
+    run(sys.executable, 'tools/study.py', 'report', shared, '--out', tmp_path, '--page', page, env=None)
     text = page.read_text()
     assert 'old' not in text
     assert '| `plain early=(0,3,9,0)` | ' in text

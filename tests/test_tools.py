@@ -17,7 +17,7 @@ import mmseg
 import pytest
 import torch
 
-import mmhpvit  # noqa: F401 (allows mmengine's checkpoints)
+import mmhpvit
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,7 +178,33 @@ def test_two_processes_follow_the_loss_curve_of_one(without_chance, tmp_path, en
     for name, weight in whole.items():
         torch.testing.assert_close(gathered[name], weight, rtol=1e-3, atol=1e-4, msg=name)
     command = (sys.executable, 'tools/test.py', without_chance, sharded / 'iter_12.pth')
-    assert 'mIoU: ' in run(*command, '--work-dir', tmp_path / 'test', env=env)
+    expected = re.search('mIoU: .*', run(*command, '--work-dir', tmp_path / 'test', env=env))[0].split()[:2]
+    # One process with the same config, and weights for another head: what fits is loaded, the rest is said.
+    log = run(*command, '--work-dir', tmp_path / 'test', *parts, env=env)
+    assert re.search('mIoU: .*', log)[0].split()[:2] == expected
+    other = (
+        'model.decode_head.num_classes=7',
+        'train_cfg.max_iters=1',
+        f'load_from={sharded / "iter_12.pth"}',
+    )
+    log = two_processes(without_chance, tmp_path / 'other', *parts, *other, env=env)
+    assert 'decode_head.conv_seg.weight has (5, 32, 1, 1), expected (7, 32, 1, 1)' in log
+    assert 'is missing' not in log
+    log = run(
+        *('bash', 'tools/dist_train.sh', without_chance, '2', '--work-dir', tmp_path / 'mixed'),
+        *('--resume', two / 'iter_6.pth', *parts),
+        env={**env, 'PORT': free_port()},
+        fails=True,
+    )
+    assert 'was not written with ShardedStrategy' in log
+
+
+def test_scalars_cannot_be_sharded(monkeypatch):
+    model = torch.nn.ParameterDict(dict(scale=torch.nn.Parameter(torch.tensor(1.0))))
+    monkeypatch.setattr('mmhpvit.sharding.is_distributed', lambda: True)
+    strategy = mmhpvit.ShardedStrategy.__new__(mmhpvit.ShardedStrategy)
+    with pytest.raises(ValueError, match='cannot cut scalars, and the model has scale'):
+        strategy._wrap_model(model)
 
 
 @pytest.mark.parametrize('config', SHARED)

@@ -6,13 +6,17 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import mmdet
 import mmengine
 import mmseg
+import timm
 import torch
+
+import mmhpvit
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / 'work_dirs' / 'study'
@@ -53,17 +57,29 @@ TEST_IMAGES = {'camvid': list(range(0, 233, 4))}
 
 @dataclass(frozen=True)
 class Run:
-    """One training. ``fold`` is 'test', or 'select' to choose the rate on images that are not tested on."""
+    """One training.
+
+    Attributes:
+        task, backbone: Keys of ``TASKS`` and ``BACKBONES``.
+        rate: Learning rate; None is the one that the trainings of the fold 'select' have chosen.
+        seed: Of the runner.
+        fold: 'test', or 'select' to choose the rate on images that are not tested on.
+    """
 
     task: str
     backbone: str
-    rate: float
+    rate: float | None
     seed: int
     fold: str
 
     @property
     def name(self) -> str:
-        return f'{self.task}/{self.backbone}/{self.fold}-lr{self.rate:g}-seed{self.seed}'
+        rate = '' if self.rate is None else f'-lr{self.rate:g}'
+        return f'{self.task}/{self.backbone}/{self.fold}{rate}-seed{self.seed}'
+
+    def is_in(self, names: Sequence[str]) -> bool:
+        """Whether a name is that of this training, of its backbone or of its task."""
+        return any(f'{self.name}/'.startswith(f'{name.strip("/")}/') for name in names)
 
 
 def _runs() -> list['Run']:
@@ -75,7 +91,7 @@ def _runs() -> list['Run']:
         for name in names:
             if len(rates) > 1:
                 runs += [Run(task, name, rate, 100, 'select') for rate in rates]
-            runs += [Run(task, name, 0.0, seed, 'test') for seed in SEEDS]
+            runs += [Run(task, name, None, seed, 'test') for seed in SEEDS]
     return runs
 
 
@@ -86,21 +102,19 @@ def finetuned(run: Run, shared: Path, out: Path, smoke: bool = False) -> dict:
     """The result of a training out of a file of JSON lines; what is not there yet is trained and added."""
     out.parent.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    if run.fold == 'test':
-        run = Run(run.task, run.backbone, best_rate(run, done), run.seed, 'test')
     for row in done:
         if row['run'] == run.name:
             return row
+    rate = best_rate(run, done) if run.rate is None else run.rate
     start = time.time()
-    work_dir = (out.parent if smoke else WORK) / run.name
-    train(run, shared.resolve(), work_dir.resolve(), smoke)
-    row = dict(
-        run=run.name, task=run.task, backbone=run.backbone, rate=run.rate, seed=run.seed, fold=run.fold
-    )
-    row |= dict(
-        metrics=last_metrics(work_dir, TASKS[run.task][1]), minutes=round((time.time() - start) / 60, 2)
-    )
-    row |= {package.__name__: package.__version__ for package in (torch, mmengine, mmdet, mmseg)}
+    work_dir = ((out.parent if smoke else WORK) / run.name).resolve()
+    metrics = train(run, rate, shared.resolve(), work_dir, smoke)
+    row = dict(run=run.name, task=run.task, backbone=run.backbone, rate=rate, seed=run.seed, fold=run.fold)
+    row |= dict(options=BACKBONES[run.backbone], iterations=BUDGET.get(run.task), metrics=metrics)
+    row['minutes'] = round((time.time() - start) / 60, 2)
+    row |= {
+        package.__name__: package.__version__ for package in (torch, timm, mmengine, mmdet, mmseg, mmhpvit)
+    }
     with out.open('a') as file:
         file.write(json.dumps(row) + '\n')
     return row
@@ -119,16 +133,16 @@ def best_rate(run: Run, done: list[dict]) -> float:
     return max(tried, key=lambda r: r['metrics'][metrics[0]])['rate']
 
 
-def train(run: Run, shared: Path, work_dir: Path, smoke: bool) -> None:
-    """Run tools/train.py until it is done, going on from a checkpoint where there is one."""
-    options = {'randomness.seed': run.seed, 'optim_wrapper.optimizer.lr': run.rate}
+def train(run: Run, rate: float, shared: Path, work_dir: Path, smoke: bool) -> dict[str, float]:
+    """Run tools/train.py until it is done, going on from a checkpoint where there is one; the metrics at its end."""
+    options = {'randomness.seed': run.seed, 'optim_wrapper.optimizer.lr': rate}
     if budget := BUDGET.get(run.task):
         options |= {
             'train_cfg.max_iters': budget,
             'train_cfg.val_interval': budget,
             'param_scheduler.1.end': budget,
         }
-    options |= images_of(run, shared)
+    options |= images_of(run, shared, work_dir)
     if smoke:
         options |= {
             'train_cfg.max_iters': 2,
@@ -152,15 +166,27 @@ def train(run: Run, shared: Path, work_dir: Path, smoke: bool) -> None:
         f'custom_imports = dict(imports={imports}, allow_failed_imports=False)\n'
         f'model = dict(backbone={backbone})\n'
     )
-    command = [sys.executable, ROOT / 'tools/train.py', config, '--resume', '--work-dir', work_dir]
-    command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
+    changes = ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
+    _call('train', [config, '--resume', '--work-dir', work_dir, *changes], env, work_dir)
+    metrics = last_metrics(work_dir, TASKS[run.task][1])
+    if metrics is None:
+        # It died between its last checkpoint and its evaluation.
+        checkpoint = (work_dir / 'last_checkpoint').read_text().strip()
+        changes = [change.replace('val_', 'test_') for change in changes]
+        _call('test', [config, checkpoint, '--work-dir', work_dir, *changes], env, work_dir)
+        metrics = last_metrics(work_dir, TASKS[run.task][1])
+    return metrics
+
+
+def _call(tool: str, arguments: list, env: dict, work_dir: Path) -> None:
+    command = [str(c) for c in (sys.executable, ROOT / f'tools/{tool}.py', *arguments)]
     with (work_dir / 'output.log').open('a') as log:
-        result = subprocess.run([str(c) for c in command], env=env, stdout=log, stderr=subprocess.STDOUT)
+        result = subprocess.run(command, env=env, stdout=log, stderr=subprocess.STDOUT)
     if result.returncode:
-        sys.exit(f'error: training {run.name} failed; its output is in {work_dir}/output.log')
+        sys.exit(f'error: {tool} in {work_dir} failed; its output is in output.log there')
 
 
-def images_of(run: Run, shared: Path) -> dict[str, object]:
+def images_of(run: Run, shared: Path, work_dir: Path) -> dict[str, object]:
     """Options for what is trained on and what is measured on."""
     data = shared / 'data' / run.task
     if run.task == 'camvid':
@@ -182,19 +208,19 @@ def images_of(run: Run, shared: Path) -> dict[str, object]:
         images = [image for i, image in enumerate(whole['images']) if chosen(i)]
         ids = {image['id'] for image in images}
         kept = [a for a in whole['annotations'] if a['image_id'] in ids]
-        path = WORK / f'{run.task}-{part}.json'
+        path = work_dir / f'{part}.json'
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(whole | dict(images=images, annotations=kept)))
         options[f'{part}_dataloader.dataset.ann_file'] = path
     return options | {
         'val_dataloader.dataset.data_prefix.img': 'images/train/',
-        'val_evaluator.ann_file': WORK / f'{run.task}-val.json',
+        'val_evaluator.ann_file': work_dir / 'val.json',
     }
 
 
-def last_metrics(work_dir: Path, names: list[str]) -> dict[str, float]:
-    """The metrics of the last evaluation of a training."""
-    files = sorted(work_dir.glob('*/vis_data/scalars.json'))
+def last_metrics(work_dir: Path, names: list[str]) -> dict[str, float] | None:
+    """The metrics of the last evaluation of a training; None where it was never evaluated."""
+    files = sorted(work_dir.glob('*/vis_data/scalars.json')) + sorted(work_dir.glob('*/*.json'))
     lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    last = [line for line in lines if names[0] in line][-1]
-    return {name: last[name] for name in names}
+    lines = [line for line in lines if names[0] in line]
+    return {name: lines[-1][name] for name in names} if lines else None

@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument('part', choices=['frozen', 'finetune', 'report'])
     parser.add_argument('shared', type=Path)
     parser.add_argument(
-        '--only', nargs='+', default=[''], help='trainings whose name begins so, as camvid/plain'
+        '--only', nargs='+', default=[], help='trainings, as camvid, camvid/plain or camvid/plain/test-seed0'
     )
     parser.add_argument(
         '--out', type=Path, default=RESULTS, help='folder of the results; default: docs/study'
@@ -90,6 +90,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.smoke and args.out == RESULTS:
         sys.exit('error: --smoke wants an --out of its own')
+    if args.part == 'report' and args.page == RESULTS.with_suffix('.md') and args.out != RESULTS:
+        sys.exit('error: report of an --out of its own wants a --page of its own')
     weights = args.shared / WEIGHTS
     if not weights.is_file():
         sys.exit(f'error: {weights} does not exist; see --help for what SHARED has')
@@ -120,14 +122,21 @@ def frozen(shared: Path, weights: str, out: Path, smoke: bool) -> None:
 
 def finetune(shared: Path, out: Path, only: tuple[str, ...], smoke: bool) -> None:
     """Trainings with real heads, runners and metrics."""
-    runs = [run for run in RUNS if run.name.startswith(only)]
+    runs = [run for run in RUNS if not only or run.is_in(only)]
+    if not runs:
+        sys.exit(
+            f'error: --only {" ".join(only)}: no training has such a name; some are {RUNS[0].name}, {RUNS[-1].name}'
+        )
     for run in tqdm(runs, desc='finetune'):
         finetuned(run, shared, out / 'finetune.jsonl', smoke)
 
 
 def report(out: Path, page: Path) -> None:
     """Tables and plot of all results."""
-    write_page(page, rows_of(out / 'frozen.jsonl'), rows_of(out / 'finetune.jsonl'))
+    frozen_rows = rows_of(out / 'frozen.jsonl')
+    if not any(row['backbone'] == PLAIN for row in frozen_rows):
+        sys.exit(f'error: {out}/frozen.jsonl has no result of {PLAIN}, which the others are compared with')
+    write_page(page, frozen_rows, rows_of(out / 'finetune.jsonl'))
     print(page)
 
 
