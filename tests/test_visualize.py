@@ -2,38 +2,84 @@
 """Pictures of features, attention and predictions."""
 
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from bench.frozen import regroup
 from plain_twin import noisy
 from test_tools import SEGMENTER, env, run, train  # noqa: F401 (env is a fixture)
-from visualize import attention_of, colours
+from visualize import attention_of, colours, load_backbones, place_of
 
 from mmhpvit import HPViT
+from mmhpvit.layouts import partition
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('options', [{}, dict(attention='window_grid', window_size=2), dict(grid_spacing=2)])
-def test_attention_is_that_of_the_tokens_sequence(options):
-    """It reaches the tokens that the layout says, and what does not go to them goes to prefix tokens."""
+@pytest.mark.parametrize(
+    'options',
+    [{}, dict(attention='window_grid', window_size=2), dict(grid_spacing=2), dict(keep_prefix=False)],
+)
+def test_attention_is_timms_own_of_the_tokens_sequence(options):
+    """Against the weights that timm's attention drops out, without its fused kernel, in the call that has the token."""
     backbone = noisy(HPViT('test_vit', **options)).eval()
-    x = torch.randn(1, 3, 72, 90)
-    found = attention_of(backbone, x, (40, 30))
-    assert [stride for stride, _, _ in found] == [s.stride for s in backbone.stages if s.stop > s.start]
-    for stage, (stride, weights, token) in zip(
-        [s for s in backbone.stages if s.stop > s.start], found, strict=True
-    ):
-        assert weights.shape == (-(-72 // stride), -(-90 // stride))
-        assert token == (40 // stride, 30 // stride)
-        reached = ~np.isnan(weights)
-        d = stage.layout.dilation
-        ys, xs = reached.nonzero()
-        assert set(ys % d) == {token[0] % d}
-        assert set(xs % d) == {token[1] % d}
-        assert reached[token]
-        assert 0 < weights[reached].sum() <= 1 + 1e-5
+    x, point = torch.randn(1, 3, 72, 90), (40, 30)
+    found = attention_of(backbone, x, point)
+    stages = [stage for stage in backbone.stages if stage.stop > stage.start]
+    assert [stride for stride, _, _ in found] == [stage.stride for stage in stages]
+    for stage, (stride, weights, token) in zip(stages, found, strict=True):
+        size = -(-72 // stride), -(-90 // stride)
+        assert weights.shape == size
+        assert token == (point[0] // stride, point[1] // stride)
+        index = token[0] * size[1] + token[1]
+        places = partition(torch.arange(size[0] * size[1]).reshape(1, *size, 1), stage.layout)
+        group = next(i for i, p in enumerate(places) if (p == index).any())
+        sequence, position = (places[group][0, :, :, 0] == index).nonzero()[0].tolist()
+        members = places[group][0, sequence, :, 0]
+        assert sorted(np.flatnonzero(~np.isnan(weights))) == sorted(members.tolist())
+        layer, calls = backbone.blocks[stage.stop - 1].attn, []
+        layer.fused_attn = False
+        hook = layer.attn_drop.register_forward_hook(lambda _, args, out, calls=calls: calls.append(out))
+        backbone(x)
+        hook.remove()
+        prefix = backbone.num_prefix_tokens
+        calls = regroup([c.mean(1) for c in calls], stage.layout, size, 1, 0)
+        expected = calls[group][0, sequence, prefix + position, prefix:]
+        np.testing.assert_allclose(weights.ravel()[members], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ("plain='beit_base_patch16_224'", 'positions in their attention'),
+        ("patch_kernel='resample'", 'patches have 4 pixels'),
+        ('out_indices=(0, 1)', 'leaves blocks out'),
+        ("plain='vit_tiny_patch16_224', keep_prefix=False", None),
+    ],
+)
+def test_what_cannot_be_compared_is_said(options, message, tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text(
+        'model = dict(data_preprocessor=dict(mean=[0] * 3, std=[1] * 3),\n'
+        f"    backbone=dict(type='HPViT', **(dict(plain='test_vit') | dict({options}))))\n"
+    )
+    args = SimpleNamespace(config=str(config), checkpoint=None)
+    if message is None:
+        backbone, plain, _, _ = load_backbones(args)
+        assert plain.num_prefix_tokens == backbone.num_prefix_tokens == 0
+        return
+    with pytest.raises(SystemExit, match=message):
+        load_backbones(args)
+
+
+def test_points():
+    assert place_of(None, (100, 200), (50, 100)) == (25, 50)
+    assert place_of('10,99', (100, 200), (50, 100)) == (49, 5)
+    for text, message in (('10', 'expected X,Y'), ('200,0', 'lies outside'), ('x,1', 'expected X,Y')):
+        with pytest.raises(SystemExit, match=message):
+            place_of(text, (100, 200), (50, 100))
 
 
 def test_colours_are_the_principal_components():

@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
         '--max-side', type=int, default=512, help='shrink larger images to this; default: 512'
     )
     parser.add_argument('--score-thr', type=float, default=0.3, help='draw objects from this score on (0.3)')
-    parser.add_argument('--device', default='cpu', help='default: %(default)s')
+    parser.add_argument('--device', default='cpu', help='for the prediction; default: %(default)s')
     return parser.parse_args()
 
 
@@ -56,21 +56,30 @@ def load_backbones(args: argparse.Namespace) -> tuple[HPViT, HPViT, Tensor, Tens
     if options.type != 'HPViT':
         stop(f'{args.config} has a backbone of type {options.type!r}; expected HPViT')
     backbone = MODELS.build(options)
+    reason = None
+    if type(backbone.blocks[0].attn) is not Attention:
+        reason = f'the blocks of {backbone.plain} have positions in their attention'
+    elif backbone.patch_embed.kernel != 16:
+        reason = f'its patches have {backbone.patch_embed.kernel} pixels'
+    elif len(backbone.blocks) < backbone.depth:
+        reason = f'out_indices={backbone.out_indices} leaves blocks out'
+    if reason:
+        stop(
+            f'{args.config}: {reason}; pictures are drawn for whole ViTs of patch 16 with absolute positions'
+        )
     if args.checkpoint:
         holder = nn.Module()
         holder.backbone = backbone
         load_checkpoint(holder, args.checkpoint, map_location='cpu')
     else:
         backbone.init_weights()
-    plain = HPViT(backbone.plain, (0, 0, backbone.depth, 0), attention='global', out_indices=(2,))
-    weights = backbone.state_dict()
-    missing, _ = plain.load_state_dict(weights, strict=False)
-    if any(not name.startswith('out_norms') for name in missing):
-        stop(
-            f'{args.config} leaves blocks out (out_indices={backbone.out_indices}), so there is no plain ViT to compare'
-        )
+    depths = (0, 0, backbone.depth, 0)
+    prefix = bool(backbone.prefix_names)
+    plain = HPViT(backbone.plain, depths, attention='global', keep_prefix=prefix, out_indices=(2,))
     last = max(backbone.out_norms, key=int)
-    plain.out_norms['2'].load_state_dict(backbone.out_norms[last].state_dict())
+    weights = backbone.state_dict()
+    weights |= {f'out_norms.2.{key}': value for key, value in backbone.out_norms[last].state_dict().items()}
+    plain.load_state_dict({key: weights[key] for key in plain.state_dict()})
     normalise = cfg.get('data_preprocessor') or cfg.model.data_preprocessor
     mean, std = (torch.tensor(normalise[key]).reshape(1, 3, 1, 1).float() for key in ('mean', 'std'))
     return backbone.eval(), plain.eval(), mean, std
@@ -84,6 +93,19 @@ def read_image(path: Path, max_side: int) -> np.ndarray:
     scale = min(1.0, max_side / max(image.shape[:2]))
     size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
     return np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA)[..., ::-1])
+
+
+def place_of(text: str | None, size: tuple[int, int], drawn: tuple[int, int]) -> tuple[int, int]:
+    """Row and column of "X,Y" of an image of ``size``, in the picture of size ``drawn``; the centre by default."""
+    if text is None:
+        return drawn[0] // 2, drawn[1] // 2
+    try:
+        x, y = (float(value) for value in text.split(','))
+    except ValueError:
+        stop(f'--point {text!r}: expected X,Y in pixels of the image')
+    if not (0 <= x < size[1] and 0 <= y < size[0]):
+        stop(f'--point {text} lies outside of the image of {size[1]}x{size[0]} pixels')
+    return int(y * drawn[0] / size[0]), int(x * drawn[1] / size[1])
 
 
 def colours(features: Tensor) -> np.ndarray:
@@ -107,14 +129,8 @@ def attention_of(backbone: HPViT, x: Tensor, point: tuple[int, int]) -> list[tup
     last = [stage.stop - 1 for stage in backbone.stages if stage.stop > stage.start]
     hooks = []
     for i in last:
-        attention = backbone.blocks[i].attn
-        if type(attention) is not Attention:
-            stop(
-                f'the blocks of {backbone.plain} have positions in their attention; it is drawn for absolute ones only'
-            )
-        hooks.append(
-            attention.register_forward_pre_hook(lambda _, args, i=i: inputs.setdefault(i, []).append(args[0]))
-        )
+        keep = lambda _, args, i=i: inputs.setdefault(i, []).append(args[0])  # noqa: E731
+        hooks.append(backbone.blocks[i].attn.register_forward_pre_hook(keep))
     backbone(x)
     for hook in hooks:
         hook.remove()
@@ -210,12 +226,7 @@ def main() -> None:
             stop(f'{str(name)!r} does not exist')
     image = read_image(args.image, args.max_side)
     height, width = image.shape[:2]
-    point = (height // 2, width // 2)
-    if args.point:
-        x, y = (int(float(v) * width / cv2.imread(str(args.image)).shape[1]) for v in args.point.split(','))
-        if not (0 <= x < width and 0 <= y < height):
-            stop(f'--point {args.point} lies outside of the image')
-        point = (y, x)
+    point = place_of(args.point, cv2.imread(str(args.image)).shape[:2], (height, width))
     backbone, plain, mean, std = load_backbones(args)
     x = (torch.from_numpy(image).permute(2, 0, 1)[None].float() - mean) / std
     args.out.mkdir(parents=True, exist_ok=True)
