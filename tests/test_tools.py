@@ -207,6 +207,29 @@ def test_scalars_cannot_be_sharded(monkeypatch):
         strategy._wrap_model(model)
 
 
+def test_checkpoints_of_another_model_are_refused(tmp_path, env, real_weights):
+    """By every tool that predicts, in one line, and not by the model that they are of."""
+    train(SEGMENTER, tmp_path / 'work', '--cfg-options', 'train_cfg.max_iters=2', env=env)
+    checkpoint = tmp_path / 'work/iter_2.pth'
+    other = tmp_path / 'other.py'
+    other.write_text(f"_base_ = '{ROOT / SEGMENTER}'\nmodel = dict(backbone=dict(depths='light'))\n")
+    plain = tmp_path / 'plain.pth'
+    torch.save({'cls_token': torch.zeros(1, 1, 64)}, plain)
+    image = sorted((Path(env['SHAPES']) / 'val').glob('*.png'))[0]
+    for config, file, message in (
+        (other, checkpoint, '2 weights unknown (backbone.pools.2.weight, ...)'),
+        (SEGMENTER, plain, 'go into model.backbone.init_cfg.checkpoint'),
+    ):
+        for tool in (
+            ('test', config, file, '--work-dir', tmp_path / 'test'),
+            ('predict', image, '--config', config, '--checkpoint', file, '--out', tmp_path / 'p'),
+            ('visualize', image, '--config', config, '--checkpoint', file, '--out', tmp_path / 'v'),
+        ):
+            output = run(sys.executable, f'tools/{tool[0]}.py', *tool[1:], env=env, fails=True)
+            assert message in output
+            assert 'Traceback' not in output
+
+
 @pytest.mark.parametrize('config', SHARED)
 def test_two_processes_test_as_one_does(config, tmp_path, env):
     train(config, tmp_path, env=env)

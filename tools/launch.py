@@ -2,9 +2,11 @@
 """What ``train.py`` and ``test.py`` share: options, checks before anything starts, and the CPU paths."""
 
 import argparse
+import copy
 import importlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.registry import RUNNERS
+from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 
@@ -139,6 +141,42 @@ def check_data(cfg: Config, *loaders: str) -> None:
         stop(
             f'{path} does not exist ({key}, looked from {Path.cwd()}); link the data there, or say where '
             f'it is: --cfg-options {" ".join(options)}'
+        )
+
+
+def check_checkpoint(cfg: Config, path: str) -> None:
+    """Stop where a checkpoint is not of the config's model; mmengine would go on with random weights in its place.
+
+    The model is built without memory for its weights. URLs are left to mmengine.
+    """
+    if '://' in path:
+        return
+    import mmhpvit  # noqa: F401 (what its checkpoints hold may be read)
+
+    state = torch.load(path, map_location='cpu', weights_only=True)
+    state = state.get('state_dict', state)
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    model = copy.deepcopy(cfg.model)
+    if cfg.get('data_preprocessor') and not model.get('data_preprocessor'):
+        model.data_preprocessor = cfg.data_preprocessor
+    with torch.device('meta'):
+        own = MODELS.build(model).state_dict()
+    found = {re.sub(r'^module\.', '', key): value for key, value in state.items()}
+    missing = [key for key in own if key not in found]
+    wrong = [key for key in own if key in found and found[key].shape != own[key].shape]
+    unknown = [key for key in found if key not in own]
+    if missing and not any(key.startswith('backbone.') for key in found):
+        stop(
+            f'{path} holds no detector, segmenter or classifier: no name begins with backbone.; weights of a plain ViT '
+            'go into model.backbone.init_cfg.checkpoint'
+        )
+    if missing or wrong or unknown:
+        lists = dict(missing=missing, unknown=unknown) | {'of another shape': wrong}
+        text = ', '.join(
+            f'{len(keys)} weights {what} ({keys[0]}, ...)' for what, keys in lists.items() if keys
+        )
+        stop(
+            f'{path} is not of this config, which has {text}; training writes its config beside its checkpoints'
         )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from launch import read_config, stop
+from launch import check_checkpoint, read_config, stop
 from tqdm import tqdm
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -111,9 +111,11 @@ def main() -> None:
         stop(f'--config {args.config!r} does not exist')
     if not args.checkpoint.startswith(('http://', 'https://')) and not Path(args.checkpoint).is_file():
         stop(f'--checkpoint {args.checkpoint!r} does not exist')
-    scope = read_config(args.config).get('default_scope')
+    cfg = read_config(args.config)
+    scope = cfg.get('default_scope')
     if scope not in KINDS:
         stop(f'{args.config} has default_scope={scope!r}; expected one of {", ".join(KINDS)}')
+    check_checkpoint(cfg, args.checkpoint)
     predict = KINDS[scope](args)
     pictures = args.out / 'pictures'
     pictures.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,15 @@
 import argparse
 from pathlib import Path
 
-from launch import add_common_options, build_runner, check_data, leave_processes, load_config, stop
+from launch import (
+    add_common_options,
+    build_runner,
+    check_checkpoint,
+    check_data,
+    leave_processes,
+    load_config,
+    stop,
+)
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 
@@ -42,6 +50,7 @@ def main() -> None:
         stop(f'checkpoint {args.checkpoint!r} does not exist; training writes them to work_dirs/CONFIG')
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         stop(f'--out {args.out!r}: expected a file name that ends in .pkl')
+    check_checkpoint(cfg, args.checkpoint)
     cfg.load_from = args.checkpoint
     if args.show_dir:
         draw_into(cfg, args.show_dir)

@@ -17,7 +17,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from bench.frozen import regroup
-from launch import read_config, stop
+from launch import check_checkpoint, read_config, stop
 from matplotlib import pyplot as plt
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
@@ -68,6 +68,7 @@ def load_backbones(args: argparse.Namespace) -> tuple[HPViT, HPViT, Tensor, Tens
             f'{args.config}: {reason}; pictures are drawn for whole ViTs of patch 16 with absolute positions'
         )
     if args.checkpoint:
+        check_checkpoint(cfg, args.checkpoint)
         holder = nn.Module()
         holder.backbone = backbone
         load_checkpoint(holder, args.checkpoint, map_location='cpu')
