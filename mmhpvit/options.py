@@ -31,7 +31,7 @@ def preset_depths(name: str, num_blocks: int) -> tuple[int, int, int, int]:
 def check_depths(depths: str | Sequence[int], num_blocks: int, plain: str) -> tuple[int, ...]:
     """Blocks of each stage, which must sum to the ``num_blocks`` of ``plain``; or the name of a preset."""
     if isinstance(depths, str):
-        return preset_depths(depths, num_blocks)
+        depths = preset_depths(depths, num_blocks)
     depths = _as_tuple('depths', depths)
     if len(depths) != len(STRIDES) or any(not isinstance(d, int) or d < 0 for d in depths):
         raise ValueError(f'depths={depths}: expected {len(STRIDES)} numbers of blocks, none negative')

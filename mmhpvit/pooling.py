@@ -77,7 +77,7 @@ def build_pooling(kind: str, channels: int, index: int = 0) -> nn.Module:
         kind: ``'conv'``, ``'pick'`` or ``'avg'``.
         channels: Number of channels of the tokens.
         index: Which of the poolings it is, from 0. Those that pick take the first token of a cell and the second in
-            turn, which leaves the tokens nearest to the centres of their cells.
+            turn, so that after two of them tokens lie half a token from the centres of their cells.
 
     Raises:
         ValueError: An unknown kind.

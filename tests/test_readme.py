@@ -166,6 +166,11 @@ def test_links_of_the_documents_exist():
         assert [name for name in scripts if not (ROOT / name).exists()] == []
 
 
+def test_documents_have_no_placeholders():
+    for document in (ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')):
+        assert not re.search(r'^[A-Z]{4,}$', document.read_text(), re.MULTILINE), document
+
+
 def test_ci_runs_the_test_command():
     assert 'tools/run_tests.sh' in (ROOT / '.ci/run').read_text()
 

@@ -11,7 +11,7 @@ from mmhpvit import HPViT, PlainViTPyramid
 
 @MODELS.register_module()
 class UpsampledPlainViT(PlainViTPyramid):
-    """The plain ViT on the image enlarged twice: its map is at 1/8 and costs four times the plain ViT's."""
+    """The plain ViT on the image enlarged twice: its map is at 1/8 and costs at least four times the plain ViT's."""
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, out_indices=(1, 2, 3), **kwargs)
