@@ -88,11 +88,12 @@ def frontier(rows: list[dict], out: Path) -> None:
     )
     figure = Figure(figsize=(16, 6.5), layout='constrained')
     for axis, (name, title) in zip(figure.subplots(1, 3), DATA.items(), strict=True):
-        points = sorted(
+        points = [
             (cost(found, plain), mean(found[name]['miou']), backbone)
             for backbone, found in groups.items()
             if name in found
-        )
+        ]
+        points.sort(key=lambda point: (round(point[0], 2), -point[1]))
         best, steps = float('-inf'), []
         for x, y, backbone in points:
             ours = backbone.startswith('hpvit')
