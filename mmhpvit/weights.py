@@ -76,7 +76,7 @@ def plain_weights(
         )
     checkpoint = os.fspath(checkpoint) if checkpoint else None
     report = LoadReport(checkpoint or f"timm's weights of {name}", name)
-    report.images = _images(plain, name)
+    report.images = expected_images(plain, name)
     in_file = {}
     if checkpoint is None:
         raw = _timm_weights(plain, name)
@@ -96,8 +96,8 @@ def plain_weights(
     return weights, shapes, report
 
 
-def _images(plain: nn.Module, name: str) -> dict[tuple, list[str]]:
-    """Mean and standard deviation of images, with the tags of timm's weights that expect them."""
+def expected_images(plain: nn.Module, name: str) -> dict[tuple, list[str]]:
+    """Mean and standard deviation of images, 0 to 255, with the tags of timm's weights of a name that expect them."""
     own = [plain.pretrained_cfg] if '.' in name else get_arch_pretrained_cfgs(name).values()
     found: dict[tuple, list[str]] = {}
     for config in own:

@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 
 import cv2
+import launch
 import mmdet
 import mmseg
 import pytest
 import torch
+from mmengine.config import Config
 
 import mmhpvit
 
@@ -197,6 +199,37 @@ def test_two_processes_follow_the_loss_curve_of_one(without_chance, tmp_path, en
         fails=True,
     )
     assert 'was not written with ShardedStrategy' in log
+
+
+@pytest.mark.parametrize(
+    ('plain', 'mean', 'warned'),
+    [
+        ('vit_tiny_patch16_224', [123.675, 116.28, 103.53], True),
+        ('vit_tiny_patch16_224', [127.5] * 3, False),
+        # Some weights of this name want these, others those.
+        ('vit_base_patch16_224', [123.675, 116.28, 103.53], False),
+        ('vit_base_patch16_224', [127.5] * 3, False),
+        ('vit_base_patch16_224.mae', [127.5] * 3, True),
+    ],
+)
+def test_wrong_mean_and_deviation_are_said_before_training(plain, mean, warned, capsys):
+    std = [58.395, 57.12, 57.375] if mean[0] < 127 else [127.5] * 3
+    model = dict(backbone=dict(type='HPViT', plain=plain), data_preprocessor=dict(mean=mean, std=std))
+    launch.check_backbone(Config(dict(model=model)))
+    output = capsys.readouterr().out
+    assert warned == ('WARNING: data_preprocessor has' in output)
+    assert output.count('\n') == warned
+
+
+def test_options_of_a_backbone_that_cannot_be_are_one_line(tmp_path, env):
+    for option, message in (
+        ('depths=(3,3,3,2)', 'error: model.backbone: depths=(3, 3, 3, 2) sum to 11, but test_vit has'),
+        ('plain=vit_tny_patch16_224', "error: model.backbone: plain='vit_tny_patch16_224'"),
+        ('colour=red', 'error: model.backbone: HPViT.__init__() got an unexpected keyword argument'),
+    ):
+        output = train(SEGMENTER, tmp_path, '--cfg-options', f'model.backbone.{option}', env=env, fails=True)
+        assert message in output
+        assert 'Traceback' not in output
 
 
 def test_scalars_cannot_be_sharded(monkeypatch):

@@ -115,6 +115,39 @@ def check_amp(cfg: Config) -> None:
         )
 
 
+def check_backbone(cfg: Config) -> None:
+    """Stop where a backbone of this package cannot be built as configured; warn of wrongly normalised images.
+
+    Its weights take no memory. Wrong is what suits none of the weights that timm has of the plain ViT.
+    """
+    import mmhpvit
+    from mmhpvit.plain import build_plain_vit
+    from mmhpvit.weights import expected_images
+
+    options = copy.deepcopy(cfg.model.get('backbone') or {})
+    if options.get('type') not in ('HPViT', 'PlainViTPyramid'):
+        return
+    options.pop('init_cfg', None)
+    try:
+        with torch.device('meta'):
+            plain = getattr(mmhpvit, options.pop('type'))(**options).plain
+    except (TypeError, ValueError) as error:
+        stop(f'model.backbone: {error}')
+    given = cfg.get('data_preprocessor') or cfg.model.get('data_preprocessor') or {}
+    if not given.get('mean') or not given.get('std'):
+        return
+    own = [*given.mean, *given.std]
+    known = expected_images(build_plain_vit(plain, device='meta'), plain)
+    fits = [max(abs(a - b) for a, b in zip(own, (*mean, *std), strict=True)) < 1 for mean, std in known]
+    if known and not any(fits) and int(os.environ.get('RANK', 0)) == 0:
+        wanted = ' or '.join(f'mean={list(mean)}, std={list(std)}' for mean, std in known)
+        print(
+            f'WARNING: data_preprocessor has mean={list(given.mean)}, std={list(given.std)}; weights of {plain} were '
+            f'trained with {wanted}, and lose much of what they know without',
+            flush=True,
+        )
+
+
 def check_data(cfg: Config, *loaders: str) -> None:
     """Stop where a local annotation file or folder is not there, before anything is built."""
     missing, options = [], []

@@ -7,6 +7,7 @@ from launch import (
     add_common_options,
     build_runner,
     check_amp,
+    check_backbone,
     check_data,
     check_weights,
     leave_processes,
@@ -48,6 +49,7 @@ def main() -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     check_amp(cfg)
+    check_backbone(cfg)
     check_weights(cfg)
     check_data(cfg, 'train_dataloader', *(['val_dataloader'] if cfg.get('val_cfg') is not None else []))
     build_runner(cfg).train()
