@@ -215,7 +215,7 @@ def test_two_processes_follow_the_loss_curve_of_one(without_chance, tmp_path, en
 def test_wrong_mean_and_deviation_are_said_before_training(plain, mean, warned, capsys):
     std = [58.395, 57.12, 57.375] if mean[0] < 127 else [127.5] * 3
     model = dict(backbone=dict(type='HPViT', plain=plain), data_preprocessor=dict(mean=mean, std=std))
-    launch.check_backbone(Config(dict(model=model)))
+    launch.warn_of_normalisation(Config(dict(model=model)))
     output = capsys.readouterr().out
     assert warned == ('WARNING: data_preprocessor has' in output)
     assert output.count('\n') == warned

@@ -116,13 +116,8 @@ def check_amp(cfg: Config) -> None:
 
 
 def check_backbone(cfg: Config) -> None:
-    """Stop where a backbone of this package cannot be built as configured; warn of wrongly normalised images.
-
-    Its weights take no memory. Wrong is what suits none of the weights that timm has of the plain ViT.
-    """
+    """Stop where a backbone of this package cannot be built as configured; its weights take no memory here."""
     import mmhpvit
-    from mmhpvit.plain import build_plain_vit
-    from mmhpvit.weights import expected_images
 
     options = copy.deepcopy(cfg.model.get('backbone') or {})
     if options.get('type') not in ('HPViT', 'PlainViTPyramid'):
@@ -130,13 +125,25 @@ def check_backbone(cfg: Config) -> None:
     options.pop('init_cfg', None)
     try:
         with torch.device('meta'):
-            plain = getattr(mmhpvit, options.pop('type'))(**options).plain
+            getattr(mmhpvit, options.pop('type'))(**options)
     except (TypeError, ValueError) as error:
         stop(f'model.backbone: {error}')
+
+
+def warn_of_normalisation(cfg: Config) -> None:
+    """Say where images are normalised otherwise than for any of the weights that timm has of the plain ViT."""
+    from mmhpvit.plain import build_plain_vit
+    from mmhpvit.weights import expected_images
+
+    backbone = cfg.model.get('backbone') or {}
     given = cfg.get('data_preprocessor') or cfg.model.get('data_preprocessor') or {}
-    if not given.get('mean') or not given.get('std'):
+    if (
+        backbone.get('type') not in ('HPViT', 'PlainViTPyramid')
+        or not given.get('mean')
+        or not given.get('std')
+    ):
         return
-    own = [*given.mean, *given.std]
+    own, plain = [*given.mean, *given.std], backbone.plain
     known = expected_images(build_plain_vit(plain, device='meta'), plain)
     fits = [max(abs(a - b) for a, b in zip(own, (*mean, *std), strict=True)) < 1 for mean, std in known]
     if known and not any(fits) and int(os.environ.get('RANK', 0)) == 0:

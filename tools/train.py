@@ -13,6 +13,7 @@ from launch import (
     leave_processes,
     load_config,
     stop,
+    warn_of_normalisation,
 )
 
 
@@ -52,6 +53,7 @@ def main() -> None:
     check_backbone(cfg)
     check_weights(cfg)
     check_data(cfg, 'train_dataloader', *(['val_dataloader'] if cfg.get('val_cfg') is not None else []))
+    warn_of_normalisation(cfg)
     build_runner(cfg).train()
     leave_processes()
 
