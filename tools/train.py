@@ -53,8 +53,9 @@ def main() -> None:
     check_backbone(cfg)
     check_weights(cfg)
     check_data(cfg, 'train_dataloader', *(['val_dataloader'] if cfg.get('val_cfg') is not None else []))
+    runner = build_runner(cfg)
     warn_of_normalisation(cfg)
-    build_runner(cfg).train()
+    runner.train()
     leave_processes()
 
 
