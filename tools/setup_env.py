@@ -223,23 +223,24 @@ def install_mmcv(python):
         )
 
 
-def let_configs_be_found():
-    """Name the package that mmengine looks for where a config says ``mmseg::``.
+def name_packages():
+    """Name the packages that mmengine and mim look for.
 
-    mmengine 0.10.12 of the community fork asks for a distribution called mmsegmentation, and the fork's is called
-    onedl-mmsegmentation; mmdet and mmpretrain it finds by their modules.
+    The community fork's distributions are called otherwise than OpenMMLab's (onedl-mmsegmentation), while its mmengine
+    0.10.12 asks for mmsegmentation where a config says ``mmseg::``, and mim for mmdet.
     """
-    code = 'from mmengine import Config; Config.fromstring("_base_ = \'mmseg::_base_/default_runtime.py\'", ".py")'
-    if subprocess.run([PYTHON, '-W', 'ignore', '-c', code], capture_output=True).returncode == 0:
-        return
-    say("mmengine does not find mmseg's configs: adding an entry of the name that it looks for")
-    version = ask('import mmseg; print(mmseg.__version__)')
-    packages = Path(ask('import mmseg, pathlib; print(pathlib.Path(mmseg.__file__).parents[1])'))
-    folder = packages / f'mmsegmentation-{version}.dist-info'
-    folder.mkdir(exist_ok=True)
-    (folder / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: mmsegmentation\nVersion: {version}\n')
-    (folder / 'top_level.txt').write_text('mmseg\n')
-    run([PYTHON, '-W', 'ignore', '-c', code], "finding mmseg's configs")
+    for package, module in (('mmsegmentation', 'mmseg'), ('mmdet', 'mmdet')):
+        code = f'import importlib.metadata as m; m.version({package!r})'
+        if subprocess.run([PYTHON, '-c', code], capture_output=True).returncode == 0:
+            continue
+        say(f'adding an entry {package} for {module}')
+        version = ask(f'import {module}; print({module}.__version__)')
+        packages = Path(ask(f'import {module}, pathlib; print(pathlib.Path({module}.__file__).parents[1])'))
+        folder = packages / f'{package}-{version}.dist-info'
+        folder.mkdir(exist_ok=True)
+        text = f'Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n'
+        (folder / 'METADATA').write_text(text)
+        (folder / 'top_level.txt').write_text(f'{module}\n')
 
 
 def use_headless_opencv():
@@ -282,7 +283,7 @@ def main():
     pip(*beside, '-r', ROOT / 'requirements' / BESIDE, what="installing the tests' own packages")
     use_headless_opencv()
     install_mmcv(python)
-    let_configs_be_found()
+    name_packages()
     pip('-qq', '--no-deps', '--no-build-isolation', '-e', ROOT, what='installing mmhpvit')
     code = 'import mmcv.ops, mmdet, mmseg, mmhpvit; print(mmhpvit.__version__)'
     run([PYTHON, '-W', 'ignore', '-c', code], 'importing mmhpvit', stdout=subprocess.DEVNULL)
