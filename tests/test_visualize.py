@@ -10,7 +10,7 @@ import pytest
 import torch
 from bench.frozen import regroup
 from plain_twin import noisy
-from test_tools import SEGMENTER, env, run, train  # noqa: F401 (env is a fixture)
+from test_tools import ROOT, SEGMENTER, env, run, train  # noqa: F401 (env is a fixture)
 from visualize import attention_of, colours, load_backbones, place_of
 
 from mmhpvit import HPViT
@@ -92,27 +92,15 @@ def test_colours_are_the_principal_components():
 
 @pytest.mark.slow
 def test_pictures_of_a_trained_segmenter(shapes, tmp_path, env):  # noqa: F811
-    train(SEGMENTER, tmp_path / 'work', env=env)
+    train(SEGMENTER, tmp_path / 'trained', env=env)
     image = sorted((shapes / 'val').glob('*.png'))[0]
     command = (sys.executable, 'tools/visualize.py', image, '--config', SEGMENTER, '--out', tmp_path / 'out')
-    run(*command, '--checkpoint', tmp_path / 'work/iter_6.pth', '--point', '10,20', env=env)
+    run(*command, '--checkpoint', tmp_path / 'trained/iter_6.pth', '--point', '10,20', env=env)
     for name in ('levels', 'attention', 'prediction'):
         assert cv2.imread(str(tmp_path / f'out/{name}.png')).std() > 1
     output = run(*command, '--point', '10,200', env=env, fails=True)
     assert '--point 10,200 lies outside of the image' in output
     config = tmp_path / 'plain.py'
-    config.write_text(
-        f"_base_ = '{tmp_path}/work/tiny_segmenter.py'\nmodel = dict(backbone=dict(type='PlainViTPyramid'))\n"
-    )
-    output = run(
-        sys.executable,
-        'tools/visualize.py',
-        image,
-        '--config',
-        config,
-        '--out',
-        tmp_path,
-        env=env,
-        fails=True,
-    )
-    assert 'expected HPViT' in output
+    config.write_text(f"_base_ = '{ROOT / SEGMENTER}'\nmodel = dict(backbone=dict(type='PlainViTPyramid'))\n")
+    command = (sys.executable, 'tools/visualize.py', image, '--config', config, '--out', tmp_path)
+    assert 'expected HPViT' in run(*command, env=env, fails=True)
