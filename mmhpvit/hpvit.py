@@ -4,7 +4,6 @@
 import re
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .drop_path import drop_paths, drop_whole_images, run_block
 from .embed import PATCH_KERNELS, PatchEmbedding, power_of_two_patch
-from .layouts import Layout, named_layout, partition, restore
+from .layouts import partition, restore
 from .options import (
     STRIDES,
     check_depths,
@@ -28,22 +27,13 @@ from .options import (
 from .plain import PREFIX_TOKENS, SHARED_POSITIONS, build_plain_vit
 from .pooling import build_pooling
 from .positions import BlockCall, Geometry, positions_of
+from .stages import Stage, plan_stages
 
 # On two cores, ViT-Ti and -B at 512x512 predict in a seventh less time so than with all sequences at once; 1000 to
 # 8000 were tried.
 _CACHED_TOKENS = 2100
 # Enough to keep a GPU busy with one layer.
 _RECOMPUTED_TOKENS = 16384
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage: its stride in pixels, its blocks ``start`` to ``stop``, how attention sequences are cut."""
-
-    stride: int
-    start: int
-    stop: int
-    layout: Layout
 
 
 @MODELS.register_module()
@@ -136,8 +126,23 @@ class HPViT(BaseModule):
         self.patch = patch
         attention = for_each_stage('attention', attention, str)
         windows = check_positive('window_size', window_size)
-        self.stages = self._plan_stages(attention, windows, check_positive('grid_spacing', grid_spacing))
+        spacings = check_positive('grid_spacing', grid_spacing)
+        self.stages = plan_stages(self.depths, self.last_stage, patch, attention, windows, spacings)
 
+        self._take_embedding(vit, keep_prefix)
+        self._take_blocks(vit, compile_blocks)
+        self._check_layouts(attention)
+        self.pools = nn.ModuleList(
+            build_pooling(pooling, self.embed_dims, i) for i in range(len(self.stages) - 1)
+        )
+        norm = getattr(vit, 'norm', None)
+        if norm is None or isinstance(norm, nn.Identity):
+            norm = nn.LayerNorm(self.embed_dims, eps=1e-6)
+        self.out_norms = nn.ModuleDict({str(i): deepcopy(norm) for i in sorted(self.out_indices)})
+        self._freeze_stages()
+
+    def _take_embedding(self, vit: nn.Module, keep_prefix: bool) -> None:
+        """Take over what tokens are before the first block: positions, prefix tokens, the norm behind them."""
         self.pos_embed = getattr(vit, 'pos_embed', None)
         self.pos_grid = vit.patch_embed.grid_size
         self._kept_positions: tuple[tuple, Tensor] | None = None
@@ -150,36 +155,20 @@ class HPViT(BaseModule):
         self.shared_names = [n for n in SHARED_POSITIONS if getattr(vit, n, None) is not None]
         for name in self.shared_names:
             setattr(self, name, getattr(vit, name))
+
+    def _take_blocks(self, vit: nn.Module, compile_blocks: bool) -> None:
+        """Take over the blocks up to the last output, and make them ready for sequences of any size."""
         self.blocks = nn.ModuleList(vit.blocks[: self.stages[-1].stop])
         self.num_prefix_tokens = sum(getattr(self, name).shape[1] for name in self.prefix_names)
         self.positions = positions_of(vit)(self.blocks, self.num_prefix_tokens)
-        self._check_layouts(attention)
         if compile_blocks and not self.positions.compiles:
             raise ValueError(
-                f'compile_blocks=True: the blocks of {plain} cannot be compiled for all sizes; leave it out'
+                f'compile_blocks=True: the blocks of {self.plain} cannot be compiled for all sizes; leave it out'
             )
         for block in self.blocks:
             drop_whole_images(block)
             if compile_blocks:
                 block.compile(dynamic=True)
-        self.pools = nn.ModuleList(
-            build_pooling(pooling, self.embed_dims, i) for i in range(len(self.stages) - 1)
-        )
-        norm = getattr(vit, 'norm', None)
-        if norm is None or isinstance(norm, nn.Identity):
-            norm = nn.LayerNorm(self.embed_dims, eps=1e-6)
-        self.out_norms = nn.ModuleDict({str(i): deepcopy(norm) for i in sorted(self.out_indices)})
-        self._freeze_stages()
-
-    def _plan_stages(
-        self, names: Sequence[str], windows: Sequence[int], spacings: Sequence[int]
-    ) -> list[Stage]:
-        stages = []
-        for i in range(self.first_stage, self.last_stage + 1):
-            start, stride = sum(self.depths[:i]), STRIDES[i]
-            layout = named_layout(names[i], windows[i], max(1, spacings[i] * self.patch // stride))
-            stages.append(Stage(stride, start, start + self.depths[i], layout))
-        return stages
 
     def _check_layouts(self, names: Sequence[str]) -> None:
         for stage, name in zip(self.stages, names[self.first_stage :], strict=False):
