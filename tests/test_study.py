@@ -2,6 +2,7 @@
 """The study in small, and the parts that its figures rest on."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -112,6 +113,20 @@ def test_small_study_runs_and_goes_on(shared, tmp_path):
         assert len(rows.splitlines()) == lines
         run(*command, env=None)
         assert (tmp_path / f'{part}.jsonl').read_text() == rows
+    # A training that died between its last checkpoint and its evaluation is evaluated.
+    name = 'camvid/hpvit-light/select-lr0.001-seed100'
+    for log in (tmp_path / name).glob('20*'):
+        shutil.rmtree(log)
+    found = [json.loads(row) for row in rows.splitlines()]
+    kept = ''.join(f'{json.dumps(row)}\n' for row in found if row['run'] != name)
+    (tmp_path / 'finetune.jsonl').write_text(kept)
+    run(*command, env=None)
+    (again,) = (
+        r for r in map(json.loads, (tmp_path / 'finetune.jsonl').read_text().splitlines()) if r['run'] == name
+    )
+    (before,) = (row for row in found if row['run'] == name)
+    assert again['metrics'] == before['metrics']
+    assert before['metrics']['mIoU'] > 0
     page = tmp_path / 'study.md'
     page.write_text('a\n<!-- frozen -->\nold\n<!-- /frozen -->\nb\n<!-- finetuned -->\n<!-- /finetuned -->\n')
     run(sys.executable, 'tools/study.py', 'report', shared, '--out', tmp_path, '--page', page, env=None)

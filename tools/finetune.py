@@ -166,20 +166,20 @@ def train(run: Run, rate: float, shared: Path, work_dir: Path, smoke: bool) -> d
         f'custom_imports = dict(imports={imports}, allow_failed_imports=False)\n'
         f'model = dict(backbone={backbone})\n'
     )
-    changes = ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
-    _call('train', [config, '--resume', '--work-dir', work_dir, *changes], env, work_dir)
+    _call('train', [config, '--resume', '--work-dir', work_dir], options, env, work_dir)
     metrics = last_metrics(work_dir, TASKS[run.task][1])
     if metrics is None:
         # It died between its last checkpoint and its evaluation.
         checkpoint = (work_dir / 'last_checkpoint').read_text().strip()
-        changes = [change.replace('val_', 'test_') for change in changes]
-        _call('test', [config, checkpoint, '--work-dir', work_dir, *changes], env, work_dir)
+        images = {k.replace('val_', 'test_', 1): v for k, v in options.items() if k.startswith('val_')}
+        _call('test', [config, checkpoint, '--work-dir', work_dir], images, env, work_dir)
         metrics = last_metrics(work_dir, TASKS[run.task][1])
     return metrics
 
 
-def _call(tool: str, arguments: list, env: dict, work_dir: Path) -> None:
-    command = [str(c) for c in (sys.executable, ROOT / f'tools/{tool}.py', *arguments)]
+def _call(tool: str, arguments: list, options: dict[str, object], env: dict, work_dir: Path) -> None:
+    changes = ['--cfg-options', *(f'{key}={value}' for key, value in options.items())] if options else []
+    command = [str(c) for c in (sys.executable, ROOT / f'tools/{tool}.py', *arguments, *changes)]
     with (work_dir / 'output.log').open('a') as log:
         result = subprocess.run(command, env=env, stdout=log, stderr=subprocess.STDOUT)
     if result.returncode:
