@@ -4,14 +4,18 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from bench.frozen import TappedLevels, frozen
 from bench.labels import open_split
 from finetune import RUNS, Run, best_rate
+from probe import Images
 from study_backbones import BlocksPlainViT, EarlyLevelsViT, UpsampledPlainViT
+from study_report import SMALL, finetuned_table, frozen_table
 from test_tools import run
 
 from mmhpvit import HPViT
@@ -74,6 +78,60 @@ def test_instances_become_labels(shapes, tmp_path):
     assert set(np.unique(data.label(data.paths[0]))) == {0, 1, 2}
     with pytest.raises(FileNotFoundError, match='instances_train'):
         open_split(tmp_path, 'train')
+
+
+def test_small_objects_lie_on_large_ones_and_crowds_are_ignored(tmp_path):
+    def box(label: int, x: int, y: int, side: int, crowd: int = 0) -> dict:
+        polygon = [x, y, x + side, y, x + side, y + side, x, y + side]
+        return dict(category_id=label, image_id=1, area=side**2, iscrowd=crowd, segmentation=[polygon])
+
+    boxes = [box(7, 4, 4, 4), box(5, 0, 0, 12), box(5, 14, 14, 2, crowd=1)]
+    (tmp_path / 'annotations').mkdir()
+    whole = dict(
+        images=[dict(id=1, file_name='a.png', height=16, width=20)],
+        categories=[dict(id=5, name='large'), dict(id=7, name='small')],
+        annotations=[one | dict(id=i) for i, one in enumerate(boxes)],
+    )
+    (tmp_path / 'annotations/instances_val.json').write_text(json.dumps(whole))
+    data = open_split(tmp_path, 'val')
+    label = data.label(data.paths[0])
+    assert label.shape == (16, 20)
+    assert [label[y, x] for y, x in ((1, 1), (5, 5), (10, 10), (14, 14), (1, 18))] == [1, 2, 1, 255, 0]
+
+
+def test_upright_images_are_turned(tmp_path):
+    class Data:
+        paths = [tmp_path / 'upright.png', tmp_path / 'lying.png']
+
+        def label(self, path: Path) -> np.ndarray:
+            return np.zeros((3, 4), np.uint8)
+
+    for path, shape in zip(Data.paths, ((40, 30, 3), (30, 40, 3)), strict=True):
+        cv2.imwrite(str(path), np.full(shape, 255, np.uint8))
+    upright, lying = Images(Data(), 9, (32, 48), TI)
+    assert upright[0].shape == (1, 3, 48, 32)
+    assert lying[0].shape == (1, 3, 32, 48)
+    torch.testing.assert_close(lying[0], torch.ones(1, 3, 32, 48))
+
+
+def test_tables_of_the_page(tmp_path):
+    def row(backbone: str, data: str, flops: int, miou: list[float], classes: tuple) -> dict:
+        return dict(backbone=backbone, data=data, flops=flops, miou=miou, iou={c: miou for c in classes})
+
+    rows = [
+        row(f'hpvit:{TI}:depths=light', 'camvid', 30, [50.0, 52.0], SMALL),
+        row(f'plain:{TI}', 'camvid', 10, [40.0, 40.0], SMALL),
+    ]
+    lines = frozen_table(rows).splitlines()[2:]
+    assert lines[0] == '| `plain` | 1.0 | 40.0 ± 0.0 | 40.0 ± 0.0 |  |  |  |  |'
+    assert lines[1] == '| `hpvit depths=light` | 3.0 | 51.0 ± 1.4 | 51.0 ± 1.4 |  |  |  |  |'
+    trained = [
+        dict(task='nuclei', backbone='plain', fold=fold, rate=1e-3, metrics={'coco/bbox_mAP': ap})
+        for fold, ap in (('test', 0.1), ('test', 0.3), ('select', 0.9))
+    ]
+    assert finetuned_table(trained).splitlines()[2:] == [
+        '| nuclei | plain | 2 | 0.001 | bbox_mAP 20.0 ± 14.1 |'
+    ]
 
 
 def test_rate_is_chosen_by_the_metric_before_the_test():

@@ -18,6 +18,7 @@ import mmseg
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper
 
 import mmhpvit
 
@@ -167,7 +168,9 @@ def test_two_processes_follow_the_loss_curve_of_one(without_chance, tmp_path, en
     # The other runner draws its first weights later.
     train(without_chance, flexible, *four, 'runner_type=FlexibleRunner', env=env)
     parts = ('--cfg-options', 'runner_type=FlexibleRunner', 'strategy.type=ShardedStrategy')
-    two_processes(without_chance, sharded, *parts, env=env)
+    # Each process draws other first weights; those of the first count.
+    apart = ('randomness.diff_rank_seed=True', 'train_dataloader.sampler.seed=0')
+    two_processes(without_chance, sharded, *parts, *apart, env=env)
     two_processes(without_chance, resumed, '--resume', sharded / 'iter_6.pth', *parts, env=env)
     for alone in (one, flexible):
         assert len(losses(alone)) == 12
@@ -230,6 +233,67 @@ def test_options_of_a_backbone_that_cannot_be_are_one_line(tmp_path, env):
         output = train(SEGMENTER, tmp_path, '--cfg-options', f'model.backbone.{option}', env=env, fails=True)
         assert message in output
         assert 'Traceback' not in output
+
+
+class Scaler:
+    """Stands for AMP's loss scale, which there is on a GPU only."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def state_dict(self) -> dict:
+        return {'scale': self.scale}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.scale = state['scale']
+
+
+class ScaledWrapper(OptimWrapper):
+    def __init__(self, optimizer, scale: float) -> None:
+        super().__init__(optimizer)
+        self.loss_scaler = Scaler(scale)
+        self.base_param_settings = dict(params=torch.zeros(1), lr=scale)
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {'loss_scaler': self.loss_scaler.state_dict()}
+
+
+@pytest.fixture
+def one_process_group(tmp_path):
+    store = torch.distributed.FileStore(str(tmp_path / 'store'), 1)
+    torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def sharded(seed: int, scale: float) -> mmhpvit.ShardedStrategy:
+    """A strategy with a small model that has made a step."""
+    torch.manual_seed(seed)
+    strategy = mmhpvit.ShardedStrategy(work_dir='/nowhere')
+    strategy.model = strategy._wrap_model(torch.nn.Linear(3, 2))
+    optimizer = torch.optim.AdamW(strategy.model.parameters(), lr=scale)
+    strategy.optim_wrapper = ScaledWrapper(optimizer, scale)
+    strategy.model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return strategy
+
+
+def test_sharded_state_has_what_the_wrapper_keeps(one_process_group, monkeypatch):
+    monkeypatch.setattr('mmhpvit.ShardedStrategy.convert_model', lambda self, model: model)
+    one, other = sharded(0, 8.0), sharded(1, 2.0)
+    other.load_model_state_dict(one.model_state_dict())
+    other.load_optim_state_dict(one.optim_state_dict())
+    assert other.optim_wrapper.loss_scaler.scale == 8
+    assert other.optim_wrapper.base_param_settings['lr'] == 8
+    for name, weight in one.model_state_dict().items():
+        assert torch.equal(other.model_state_dict()[name], weight)
+    for name, state in one.optim_state_dict()['state'].items():
+        assert torch.equal(other.optim_state_dict()['state'][name]['exp_avg'], state['exp_avg'])
+    prefixed = {f'module.{name}': value for name, value in sharded(2, 1.0).model_state_dict().items()}
+    other.load_model_state_dict(prefixed, strict=True)
+    assert torch.equal(other.model_state_dict()['weight'], prefixed['module.weight'])
+    with pytest.raises(RuntimeError, match='weight is missing; extra is unknown; bias has'):
+        other.load_model_state_dict({'bias': torch.zeros(5), 'extra': torch.zeros(1)}, strict=True)
 
 
 def test_scalars_cannot_be_sharded(monkeypatch):

@@ -137,13 +137,10 @@ def warn_of_normalisation(cfg: Config) -> None:
 
     backbone = cfg.model.get('backbone') or {}
     given = cfg.get('data_preprocessor') or cfg.model.get('data_preprocessor') or {}
-    if (
-        backbone.get('type') not in ('HPViT', 'PlainViTPyramid')
-        or not given.get('mean')
-        or not given.get('std')
-    ):
+    own = [*(given.get('mean') or ()), *(given.get('std') or ())]
+    if backbone.get('type') not in ('HPViT', 'PlainViTPyramid') or len(own) != 6:
         return
-    own, plain = [*given.mean, *given.std], backbone.plain
+    plain = backbone.plain
     known = expected_images(build_plain_vit(plain, device='meta'), plain)
     fits = [max(abs(a - b) for a, b in zip(own, (*mean, *std), strict=True)) < 1 for mean, std in known]
     if known and not any(fits) and int(os.environ.get('RANK', 0)) == 0:
