@@ -204,6 +204,48 @@ def test_two_processes_follow_the_loss_curve_of_one(without_chance, tmp_path, en
     assert 'was not written with ShardedStrategy' in log
 
 
+LEAVING = """
+import sys, time
+from pathlib import Path
+import torch
+from torch import distributed, nn
+sys.path.insert(0, 'tools')
+import launch
+
+def threads():
+    return [path.read_text().strip() for path in Path('/proc/self/task').glob('*/comm')]
+
+distributed.init_process_group('gloo')
+model = nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
+model(torch.ones(1, 2)).sum().backward()
+assert any('gloo' in name for name in threads()), threads()
+model.own = model  # as runners and their hooks refer to each other
+written = Path(sys.argv[1])
+if distributed.get_rank() == 0:
+    time.sleep(2)
+    written.touch()
+del model
+launch.leave_processes()
+assert written.exists()
+assert not any('gloo' in name for name in threads()), threads()
+"""
+
+
+def test_processes_leave_together_and_without_threads(tmp_path, env):
+    """What a thread of gloo still holds would abort a process that ends, and with it the one that still writes."""
+    script = tmp_path / 'leaving.py'
+    script.write_text(LEAVING)
+    command = (
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--nproc_per_node=2',
+        '--master_port',
+        free_port(),
+    )
+    run(*command, script, tmp_path / 'written', env=env)
+
+
 @pytest.mark.parametrize(
     ('plain', 'mean', 'warned'),
     [
@@ -462,3 +504,68 @@ def test_demo_says_that_weights_are_random_and_that_nothing_was_learned(tmp_path
     output = demo(tmp_path, '--iters', '2', '--train', '4', '--val', '2', env=env, fails=True)
     assert 'RANDOM weights' in output
     assert re.search(r'error: mask AP [\d.]+ after training is not above', output)
+
+
+# Page, what its example says and what there is, options that make it small.
+OWN = [
+    (
+        'mmdet',
+        {"('cat', 'dog')": "('disc', 'star')", 'data/own/': '{shapes}/'},
+        (
+            'model.neck.in_channels=[64,64,64,64]',
+            'train_dataloader.dataset.pipeline.2.scale=(96,96)',
+            'test_dataloader.dataset.pipeline.1.scale=(96,96)',
+            'val_dataloader.dataset.pipeline.1.scale=(96,96)',
+            'train_cfg.max_epochs=1',
+            'train_dataloader.dataset.indices=2',
+        ),
+    ),
+    (
+        'mmseg',
+        {
+            'data/own/': '{shapes}/',
+            'images/': '',
+            'labels/': 'semantic/',
+            '.jpg': '.png',
+            "'road', 'car', 'tree'": "'none', 'disc', 'box', 'triangle', 'star'",
+            '[[128, 64, 128], [0, 0, 142], [107, 142, 35]]': '[[0, 0, 0], [9, 0, 0], [0, 9, 0], [0, 0, 9], [9, 9, 9]]',
+            'num_classes=3': 'num_classes=5',
+        },
+        (
+            'model.data_preprocessor.size=(64,64)',
+            'model.test_cfg.mode=whole',
+            'model.decode_head.in_channels=[64,64,64,64]',
+            'model.auxiliary_head.in_channels=64',
+            'train_dataloader.dataset.pipeline.2.scale=(96,96)',
+            'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
+            'val_dataloader.dataset.pipeline.1.scale=(96,96)',
+            'test_dataloader.dataset.pipeline.1.scale=(96,96)',
+            'train_cfg.max_iters=2',
+            'train_cfg.val_interval=2',
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(('page', 'names', 'options'), OWN)
+def test_own_data_of_a_page_trains(page, names, options, shapes, tmp_path, env):
+    text = (ROOT / f'docs/{page}.md').read_text().split('## Your own data')[1]
+    code = text.split('```python\n')[1].split('```')[0].replace("'configs/", f"'{ROOT}/configs/")
+    for said, real in names.items():
+        assert said in code
+        code = code.replace(said, real.format(shapes=shapes))
+    config = tmp_path / 'own.py'
+    config.write_text(code)
+    backbone = ('model.backbone.plain=test_vit', 'model.backbone.init_cfg=None')
+    workers = [
+        f'{part}_dataloader.{key}'
+        for part in ('train', 'val', 'test')
+        for key in ('num_workers=0', 'persistent_workers=False')
+    ]
+    log = train(
+        *(config, tmp_path / 'work', '--cfg-options', 'optim_wrapper.type=OptimWrapper'),
+        *(*backbone, *options, *workers),
+        env=env,
+    )
+    assert ('coco/bbox_mAP: ' if page == 'mmdet' else 'mIoU: ') in log
+    assert ('star' if page == 'mmdet' else 'triangle') in log

@@ -3,6 +3,7 @@
 
 import argparse
 import copy
+import gc
 import importlib
 import importlib.util
 import os
@@ -100,9 +101,17 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def leave_processes() -> None:
-    """Take leave of the other processes; without it one that ends while they still talk is aborted now and then."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    """Wait for the other processes and take leave of them; to be called when the runner is let go.
+
+    The first process writes the last checkpoint while the others are done, and torchrun ends it if one of those fails.
+    gloo's threads may still hold tensors whose release needs the interpreter, and abort the process if that is gone;
+    they end with the process group, which ends when nothing refers to it.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    torch.distributed.barrier()
+    gc.collect()
+    torch.distributed.destroy_process_group()
 
 
 def check_amp(cfg: Config) -> None:

@@ -56,6 +56,7 @@ def main() -> None:
     runner = build_runner(cfg)
     warn_of_normalisation(cfg)
     runner.train()
+    del runner
     leave_processes()
 
 
