@@ -56,7 +56,7 @@ class HPViT(BaseModule):
             ``'light'``: (0, 3, 9, 0), (0, 6, 18, 0), (0, 8, 24, 0), of ViT-B 1.6 times the plain ViT's operations at
             512x512;
             ``'standard'`` (default): (2, 2, 6, 2), (4, 4, 12, 4), (5, 5, 17, 5), 3.6 times;
-            ``'dense'``: (3, 3, 3, 3), (6, 6, 6, 6), (8, 8, 8, 8), 4.8 times. None is the default too.
+            ``'dense'``: (3, 3, 3, 3), (6, 6, 6, 6), (8, 8, 8, 8), 4.8 times.
         pooling: ``'conv'`` (default; a 2x2 convolution that starts as the average), ``'pick'`` (one that starts as a
             single token of the cell, with which a grid goes on as the plain ViT that it is) or ``'avg'``.
         attention: Layout of each stage, or one for all. ``'grid'`` (default): a token attends to the
@@ -90,7 +90,7 @@ class HPViT(BaseModule):
     def __init__(
         self,
         plain: str,
-        depths: str | Sequence[int] | None = 'standard',
+        depths: str | Sequence[int] = 'standard',
         pooling: str = 'conv',
         attention: str | Sequence[str] = 'grid',
         window_size: int | Sequence[int] = 14,
@@ -109,7 +109,7 @@ class HPViT(BaseModule):
         self.plain = plain
         self.depth = len(vit.blocks)
         self.embed_dims = vit.embed_dim
-        self.depths = check_depths('standard' if depths is None else depths, self.depth, plain)
+        self.depths = check_depths(depths, self.depth, plain)
         self.out_indices = check_out_indices(out_indices)
         self.first_stage = next(i for i, d in enumerate(self.depths) if d)
         self.last_stage = max(self.first_stage, *self.out_indices)

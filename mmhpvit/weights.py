@@ -139,7 +139,7 @@ def _copy(
     for name, tensor in weights.items():
         targets = [name] if name in own else []
         if name.startswith('norm.'):
-            targets = [t for t in own if re.fullmatch(rf'out_norms\.\d+\.{name[5:]}', t)]
+            targets = [t for t in own if re.fullmatch(rf'(.+\.)?out_norms\.\d+\.{name[5:]}', t)]
         if not targets:
             report.dropped.append((name, _why_not_built(name)))
         if name == KERNEL:

@@ -348,7 +348,7 @@ def test_presets():
         'standard': [(2, 2, 6, 2), (4, 4, 12, 4), (5, 5, 17, 5), (1, 1, 1, 1)],
         'dense': [(3, 3, 3, 3), (6, 6, 6, 6), (8, 8, 8, 8), (1, 1, 1, 1)],
     }
-    assert HPViT(TINY).depths == HPViT(TINY, depths=None).depths == (1, 1, 1, 1)
+    assert HPViT(TINY).depths == (1, 1, 1, 1)
     assert HPViT(TINY, depths='light').depths == (0, 1, 3, 0)
 
 

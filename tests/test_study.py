@@ -18,7 +18,7 @@ from study_backbones import BlocksPlainViT, EarlyLevelsViT, UpsampledPlainViT
 from study_report import SMALL, finetuned_table, frozen_table
 from test_tools import run
 
-from mmhpvit import HPViT
+from mmhpvit import HPViT, load_plain_weights
 
 TI = 'vit_tiny_patch16_224'
 
@@ -56,6 +56,19 @@ def test_baselines_have_the_maps_of_a_pyramid_and_learn(kind):
     )
     # mmseg's pyramid takes the maps as the blocks leave them.
     assert idle == ({'out_norms'} if kind is BlocksPlainViT else set())
+
+
+@torch.no_grad()
+def test_early_levels_of_trainings_are_those_of_the_probe(real_weights):
+    """All but the map at 1/4, which is read out of that at 1/8."""
+    backbone = EarlyLevelsViT(TI).eval()
+    report = load_plain_weights(backbone, real_weights)
+    assert not [name for name in report.new if 'out_norms' in name]
+    x = torch.randn(1, 3, 64, 96)
+    _, early, last, _ = backbone(x)
+    expected, *_, deep = frozen(f'plain:{TI}:early=(0,3,9,0)', real_weights)(x)
+    torch.testing.assert_close(early, expected)
+    torch.testing.assert_close(last, deep)
 
 
 def test_instances_become_labels(shapes, tmp_path):
