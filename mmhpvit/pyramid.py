@@ -18,7 +18,7 @@ class PlainViTPyramid(HPViT):
 
     The simple feature pyramid of ViTDet (arXiv 2203.16527, section 3): two transposed convolutions for
     1/4, one for 1/8, the map itself for 1/16, 2x2 max pooling for 1/32. All levels keep the width of the
-    ViT, so that the same heads fit as on :class:`HPViT` and one line of a config changes the backbone.
+    ViT, so that the same heads fit as on :class:`HPViT`. It has no options of depths, attention and pooling.
 
     Args:
         plain: timm name of the plain ViT.

@@ -2,6 +2,7 @@
 """The study in small, and the parts that its figures rest on."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from bench.frozen import TappedLevels, frozen
 from bench.labels import open_split
-from finetune import RUNS, Run, best_rate
+from finetune import RUNS, Run, best_rate, train
 from probe import Images
 from study_backbones import BlocksPlainViT, EarlyLevelsViT, UpsampledPlainViT
 from study_report import SMALL, finetuned_table, frozen_table
@@ -205,3 +206,25 @@ def test_small_study_runs_and_goes_on(shared, tmp_path):
     assert 'old' not in text
     assert '| `plain early=(0,3,9,0)` | ' in text
     assert (tmp_path / 'study.png').is_file()
+
+
+@torch.no_grad()
+def test_impossible_probes_are_refused(real_weights):
+    for spec, message in (
+        (f'hpvit:{TI}:after=3', 'after=3: expected numbers of blocks, 1 to 12'),
+        (f'hpvit:{TI}:out_indices=(0,1):after=(3,6)', 'numbers of blocks, 1 to 4'),
+        (f'plain:{TI}:after=(3,13)', 'numbers of blocks, 1 to 12'),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            frozen(spec, real_weights)
+    with pytest.raises(ValueError, match='expected multiples of the patch size 16'):
+        frozen(f'plain:{TI}', real_weights)(torch.zeros(1, 3, 64, 100))
+    (level,) = frozen(f'hpvit:{TI}:out_indices=(0,1):after=(3,)', real_weights)(torch.zeros(1, 3, 64, 96))
+    assert level.shape == (1, 192, 8, 12)
+
+
+def test_other_training_in_the_same_folder_is_not_resumed(tmp_path):
+    (tmp_path / 'config.py').write_text('another')
+    (tmp_path / 'last_checkpoint').write_text('iter_1.pth')
+    with pytest.raises(SystemExit, match='has a checkpoint of another backbone, budget or rate'):
+        train(RUNS[-1], 1e-3, tmp_path, tmp_path, smoke=False)

@@ -12,6 +12,7 @@ torch at three sizes. Segmenters see the whole image: a test_cfg that slides is 
 """
 
 import argparse
+import copy
 import importlib.util
 import logging
 import sys
@@ -142,7 +143,6 @@ def build(args: argparse.Namespace) -> nn.Module:
     if args.checkpoint:
         load_checkpoint(model, args.checkpoint, map_location='cpu', strict=True)
     model.eval()
-    replace_adaptive_pools(model)
     return Maps(model) if args.backbone else Logits(model)
 
 
@@ -205,8 +205,10 @@ def main() -> None:
     if not args.checkpoint:
         print('RANDOM weights: give --checkpoint for trained ones', file=sys.stderr)
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    exported = copy.deepcopy(part)  # what is compared stays mmseg's own
+    replace_adaptive_pools(exported)
     try:
-        (write_onnx if args.out.suffix == '.onnx' else write_program)(part, args.out)
+        (write_onnx if args.out.suffix == '.onnx' else write_program)(exported, args.out)
     except Exception as error:
         # The exporters raise many kinds, with pages of text.
         reason = str(error.__cause__ or error).strip().splitlines()[0][:200]

@@ -161,11 +161,17 @@ def train(run: Run, rate: float, shared: Path, work_dir: Path, smoke: bool) -> d
     backbone = dict(_delete_=True, plain=VIT, init_cfg=init) | BACKBONES[run.backbone]
     if run.task == 'caltech101':
         backbone['out_indices'] = (LAST_MAP[run.backbone],)
-    config.write_text(
+    text = (
         f"_base_ = '{ROOT}/tests/configs/{TASKS[run.task][0]}.py'\n"
         f'custom_imports = dict(imports={imports}, allow_failed_imports=False)\n'
         f'model = dict(backbone={backbone})\n'
+        f'# {options}\n'
     )
+    if config.exists() and config.read_text() != text and (work_dir / 'last_checkpoint').exists():
+        sys.exit(
+            f'error: {work_dir} has a checkpoint of another backbone, budget or rate; delete it to begin again'
+        )
+    config.write_text(text)
     _call('train', [config, '--resume', '--work-dir', work_dir], options, env, work_dir)
     metrics = last_metrics(work_dir, TASKS[run.task][1])
     if metrics is None:

@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -61,7 +60,8 @@ def load_config(args: argparse.Namespace) -> Config:
     """Read the config file and apply the options of the command line that every tool has."""
     if not Path(args.config).is_file():
         stop(f'config {args.config!r} does not exist; the ones of this project are in configs/')
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    local_rank = os.environ.get('OMPI_COMM_WORLD_LOCAL_RANK', args.local_rank)  # set by mpirun
+    os.environ.setdefault('LOCAL_RANK', str(local_rank))
     cfg = read_config(args.config)
     cfg.launcher = args.launcher
     for key in args.cfg_options or {}:
@@ -145,7 +145,8 @@ def warn_of_normalisation(cfg: Config) -> None:
     from mmhpvit.weights import expected_images
 
     backbone = cfg.model.get('backbone') or {}
-    given = cfg.get('data_preprocessor') or cfg.model.get('data_preprocessor') or {}
+    # As mmengine has it: the model's own first.
+    given = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     own = [*(given.get('mean') or ()), *(given.get('std') or ())]
     if backbone.get('type') not in ('HPViT', 'PlainViTPyramid') or len(own) != 6:
         return
@@ -155,45 +156,16 @@ def warn_of_normalisation(cfg: Config) -> None:
     if known and not any(fits) and int(os.environ.get('RANK', 0)) == 0:
         wanted = ' or '.join(f'mean={list(mean)}, std={list(std)}' for mean, std in known)
         print(
-            f'WARNING: data_preprocessor has mean={list(given.mean)}, std={list(given.std)}; weights of {plain} were '
-            f'trained with {wanted}, and lose much of what they know without',
+            f'WARNING: model.data_preprocessor has mean={list(given.mean)}, std={list(given.std)}; weights of {plain} '
+            f'were trained with {wanted}, and lose much of what they know without',
             flush=True,
-        )
-
-
-def check_data(cfg: Config, *loaders: str) -> None:
-    """Stop where a local annotation file or folder is not there, before anything is built."""
-    missing, options = [], []
-    for loader in filter(cfg.get, loaders):
-        for key, dataset in _datasets(cfg[loader].get('dataset', {}), f'{loader}.dataset'):
-            root = dataset.get('data_root') or ''
-            prefix = dataset.get('data_prefix') or {}
-            prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
-            paths = [dataset.get('ann_file'), *prefixes]
-            paths = [os.path.join(root, path) for path in paths if isinstance(path, str) and path]
-            # ImageNet's are found by the split, or by the folders of the classes.
-            paths = paths or ([os.path.join(root, dataset.get('split') or '')] if root else [])
-            missing += [(f'{key}', path) for path in _missing(paths, dataset)]
-            options.append(f'{key}.data_root=FOLDER')
-        key = loader.replace('dataloader', 'evaluator')
-        evaluators = cfg.get(key) or []
-        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
-            path = evaluator.get('ann_file')
-            if isinstance(path, str):
-                missing += [(f'{key}.ann_file', path) for path in _missing([path], evaluator)]
-                options.append(f'{key}.ann_file=FILE')
-    if missing:
-        key, path = missing[0]
-        stop(
-            f'{path} does not exist ({key}, looked from {Path.cwd()}); link the data there, or say where '
-            f'it is: --cfg-options {" ".join(options)}'
         )
 
 
 def check_checkpoint(cfg: Config, path: str) -> None:
     """Stop where a checkpoint is not of the config's model; mmengine would go on with random weights in its place.
 
-    The model is built without memory for its weights. URLs are left to mmengine.
+    The model is built without memory for its weights where it can be. URLs are left to mmengine.
     """
     if '://' in path:
         return
@@ -205,7 +177,10 @@ def check_checkpoint(cfg: Config, path: str) -> None:
     model = copy.deepcopy(cfg.model)
     if cfg.get('data_preprocessor') and not model.get('data_preprocessor'):
         model.data_preprocessor = cfg.data_preprocessor
-    with torch.device('meta'):
+    try:
+        with torch.device('meta'):
+            own = MODELS.build(model).state_dict()
+    except (RuntimeError, NotImplementedError):  # Swin and others read values while they are built
         own = MODELS.build(model).state_dict()
     found = {re.sub(r'^module\.', '', key): value for key, value in state.items()}
     missing = [key for key in own if key not in found]
@@ -228,34 +203,23 @@ def check_checkpoint(cfg: Config, path: str) -> None:
 
 def check_weights(cfg: Config) -> None:
     """Stop where a checkpoint to resume from or to start from is not there."""
-    if cfg.get('load_from') and _missing([cfg.load_from], cfg):
+    if cfg.get('load_from') and missing_paths([cfg.load_from], cfg):
         stop(f'checkpoint {cfg.load_from!r} does not exist (to resume or to load from)')
     init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or []
     for one in [init_cfg] if isinstance(init_cfg, dict) else init_cfg:
         path = one.get('checkpoint') if one.get('type') == 'PlainViT' else None
-        if path and _missing([path], cfg):
+        if path and missing_paths([path], cfg):
             stop(
                 f'checkpoint {path!r} does not exist (model.backbone.init_cfg.checkpoint, looked from '
                 f'{Path.cwd()}); give a file or URL, or None for the weights that timm has'
             )
 
 
-def _missing(paths: list[str], node: ConfigDict) -> list[str]:
+def missing_paths(paths: list[str], node: ConfigDict) -> list[str]:
     """The paths that are local and not there; storage of another kind is left to its own reader."""
     if node.get('backend_args'):
         return []
     return [path for path in paths if '://' not in path and not os.path.exists(path)]
-
-
-def _datasets(dataset: ConfigDict, key: str) -> Iterator[tuple[str, ConfigDict]]:
-    """The datasets inside wrappers such as RepeatDataset and ConcatDataset, with their config keys."""
-    if 'dataset' in dataset:
-        yield from _datasets(dataset['dataset'], f'{key}.dataset')
-    elif 'datasets' in dataset:
-        for i, inner in enumerate(dataset['datasets']):
-            yield from _datasets(inner, f'{key}.datasets.{i}')
-    else:
-        yield key, dataset
 
 
 def _use_gloo(cfg: Config) -> None:

@@ -4,11 +4,11 @@
 import argparse
 from pathlib import Path
 
+from check_data import check_data
 from launch import (
     add_common_options,
     build_runner,
     check_checkpoint,
-    check_data,
     leave_processes,
     load_config,
     stop,
@@ -28,7 +28,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def draw_into(cfg: Config, folder: str) -> None:
-    """Let the visualization hook of the config's library draw every test image into a folder."""
+    """Let the visualization hook of the config's library draw every test image into a folder; with several processes,
+    those of the first."""
     if 'visualization' not in cfg.get('default_hooks', {}):
         stop('--show-dir: the config has no default_hooks.visualization')
     # mmdet's hook joins a relative folder to itself once an image, so the path must be absolute.
@@ -52,6 +53,8 @@ def main() -> None:
         stop(f'--out {args.out!r}: expected a file name that ends in .pkl')
     check_checkpoint(cfg, args.checkpoint)
     cfg.load_from = args.checkpoint
+    # Else FlexibleRunner fetches the weights that training starts from.
+    cfg.init_weights_for_test_or_val = False
     if args.show_dir:
         draw_into(cfg, args.show_dir)
     check_data(cfg, 'test_dataloader')

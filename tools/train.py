@@ -3,18 +3,19 @@
 
 import argparse
 
+from check_data import check_data
 from launch import (
     add_common_options,
     build_runner,
     check_amp,
     check_backbone,
-    check_data,
     check_weights,
     leave_processes,
     load_config,
     stop,
     warn_of_normalisation,
 )
+from mmengine.runner import find_latest_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,9 +47,12 @@ def main() -> None:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             stop('--auto-scale-lr: the config has no auto_scale_lr.base_batch_size to scale from')
         cfg.auto_scale_lr.enable = True
-    if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.resume == 'auto':
+        # A first start has nothing to go on from, and begins as without --resume.
+        cfg.resume = find_latest_checkpoint(cfg.work_dir) is not None
+        cfg.load_from = None if cfg.resume else cfg.get('load_from')
+    elif args.resume:
+        cfg.resume, cfg.load_from = True, args.resume
     check_amp(cfg)
     check_backbone(cfg)
     check_weights(cfg)

@@ -81,7 +81,7 @@ def load_backbones(args: argparse.Namespace) -> tuple[HPViT, HPViT, Tensor, Tens
     weights = backbone.state_dict()
     weights |= {f'out_norms.2.{key}': value for key, value in backbone.out_norms[last].state_dict().items()}
     plain.load_state_dict({key: weights[key] for key in plain.state_dict()})
-    normalise = cfg.get('data_preprocessor') or cfg.model.data_preprocessor
+    normalise = cfg.model.get('data_preprocessor') or cfg.data_preprocessor
     mean, std = (torch.tensor(normalise[key]).reshape(1, 3, 1, 1).float() for key in ('mean', 'std'))
     return backbone.eval(), plain.eval(), mean, std
 

@@ -32,14 +32,19 @@ class PlainLevels(nn.Module):
         found, _, _ = plain_weights(self.vit, name, weights)
         self.vit.load_state_dict(found)
         depth = len(self.vit.blocks)
-        self.after = [n - 1 for n in after or (depth * quarter // 4 for quarter in (1, 2, 3, 4))]
+        quarters = [depth * quarter // 4 for quarter in (1, 2, 3, 4)]
+        self.after = [n - 1 for n in (quarters if after is None else check_after(after, depth))]
         self.upsample = upsample
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        patch = self.vit.patch_embed.patch_size[0]
         if self.upsample != 1:
-            patch = self.vit.patch_embed.patch_size[0]
             size = [patch * round(side * self.upsample / patch) for side in x.shape[-2:]]
             x = F.interpolate(x, size=size, mode='bilinear')
+        elif any(side % patch for side in x.shape[-2:]):
+            raise ValueError(
+                f'images of {tuple(x.shape[-2:])} pixels: expected multiples of the patch size {patch}'
+            )
         return self.vit.forward_intermediates(x, self.after, norm=True, intermediates_only=True)
 
 
@@ -77,7 +82,7 @@ class TappedLevels(nn.Module):
     def __init__(self, hpvit: HPViT, after: Sequence[int]) -> None:
         super().__init__()
         self.hpvit = hpvit
-        self.after = sorted(after)
+        self.after = check_after(after, len(hpvit.blocks))
         self.outputs: dict[int, list[Tensor]] = {}
         for n in self.after:
             hpvit.blocks[n - 1].register_forward_hook(lambda _, args, out, n=n: self.outputs[n].append(out))
@@ -86,7 +91,7 @@ class TappedLevels(nn.Module):
         self.outputs = {n: [] for n in self.after}
         h, w = x.shape[-2:]
         self.hpvit(x)
-        norm = self.hpvit.out_norms[str(self.hpvit.last_stage)]
+        norm = self.hpvit.out_norms[max(self.hpvit.out_norms, key=int)]
         maps = []
         for n in self.after:
             stage = next(s for s in self.hpvit.stages if s.start < n <= s.stop)
@@ -96,6 +101,18 @@ class TappedLevels(nn.Module):
             tokens = restore(groups, stage.layout, size)
             maps.append(norm(tokens).permute(0, 3, 1, 2))
         return maps
+
+
+def check_after(after: Sequence[int], blocks: int) -> list[int]:
+    """Numbers of blocks in their order.
+
+    Raises:
+        ValueError: Anything but numbers from 1 to the number of blocks.
+    """
+    numbers = after if isinstance(after, tuple | list) else ()
+    if not numbers or not set(numbers) <= set(range(1, blocks + 1)):
+        raise ValueError(f'after={after}: expected numbers of blocks, 1 to {blocks}, as (3, 6)')
+    return sorted(numbers)
 
 
 def regroup(

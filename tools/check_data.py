@@ -1,0 +1,89 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+"""Whether the data that a config names is there and fits, before anything is built."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from launch import missing_paths, stop
+from mmengine.config import Config, ConfigDict
+
+
+def check_data(cfg: Config, *loaders: str) -> None:
+    """Stop where a local annotation file or folder is not there or does not fit, before anything is built."""
+    missing, options, found = [], [], []
+    for loader in filter(cfg.get, loaders):
+        for key, dataset in _datasets(cfg[loader].get('dataset', {}), f'{loader}.dataset'):
+            root = dataset.get('data_root') or ''
+            prefix = dataset.get('data_prefix') or {}
+            prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
+            paths = [dataset.get('ann_file'), *prefixes]
+            paths = [os.path.join(root, path) for path in paths if isinstance(path, str) and path]
+            # ImageNet's are found by the split, or by the folders of the classes.
+            paths = paths or ([os.path.join(root, dataset.get('split') or '')] if root else [])
+            missing += [(f'{key}', path) for path in missing_paths(paths, dataset)]
+            options.append(f'{key}.data_root=FOLDER')
+            found.append((key, dataset))
+        key = loader.replace('dataloader', 'evaluator')
+        evaluators = cfg.get(key) or []
+        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+            path = evaluator.get('ann_file')
+            if isinstance(path, str):
+                missing += [(f'{key}.ann_file', path) for path in missing_paths([path], evaluator)]
+                options.append(f'{key}.ann_file=FILE')
+    if missing:
+        key, path = missing[0]
+        stop(
+            f'{path} does not exist ({key}, looked from {Path.cwd()}); link the data there, or say where '
+            f'it is: --cfg-options {" ".join(options)}'
+        )
+    if int(os.environ.get('RANK', 0)) == 0:
+        for key, dataset in found:
+            _check_classes(key, dataset)
+            _check_suffix(key, dataset)
+
+
+def _check_classes(key: str, dataset: ConfigDict) -> None:
+    """Stop where the config's classes are not those of a file in COCO's format, in its order.
+
+    mmdet gives labels in the order of the file's categories, whatever the order of ``metainfo.classes``.
+    """
+    path = os.path.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
+    classes = (dataset.get('metainfo') or {}).get('classes')
+    if dataset.type != 'CocoDataset' or not classes or not os.path.isfile(path):
+        return
+    if isinstance(classes, str):
+        stop(f'{key}.metainfo.classes={classes!r}: expected a tuple of names, for one class ({classes!r},)')
+    names = [category['name'] for category in json.loads(Path(path).read_text())['categories']]
+    unknown = [name for name in classes if name not in names]
+    if unknown:
+        stop(f'{key}.metainfo.classes has {unknown[0]!r}, but the categories of {path} are {names}')
+    ordered = [name for name in names if name in classes]
+    if ordered != list(classes):
+        stop(
+            f'{key}.metainfo.classes={tuple(classes)}: expected {tuple(ordered)}, the order of the categories of '
+            f'{path}, in which mmdet gives labels'
+        )
+
+
+def _check_suffix(key: str, dataset: ConfigDict) -> None:
+    """Stop where a folder of mmseg's has no image of the suffix that it looks for."""
+    suffix = dataset.get('img_suffix') or ('.jpg' if dataset.type == 'BaseSegDataset' else None)
+    folder = (dataset.get('data_prefix') or {}).get('img_path')
+    if not suffix or not folder or dataset.get('ann_file') or dataset.get('backend_args'):
+        return
+    folder = Path(dataset.get('data_root') or '', folder)
+    if folder.is_dir() and next(folder.rglob(f'*{suffix}'), None) is None:
+        stop(f'{folder} has no file that ends in {suffix!r} ({key}.img_suffix)')
+
+
+def _datasets(dataset: ConfigDict, key: str) -> Iterator[tuple[str, ConfigDict]]:
+    """The datasets inside wrappers such as RepeatDataset and ConcatDataset, with their config keys."""
+    if 'dataset' in dataset:
+        yield from _datasets(dataset['dataset'], f'{key}.dataset')
+    elif 'datasets' in dataset:
+        for i, inner in enumerate(dataset['datasets']):
+            yield from _datasets(inner, f'{key}.datasets.{i}')
+    else:
+        yield key, dataset
