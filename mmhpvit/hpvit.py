@@ -34,6 +34,8 @@ from .stages import Stage, plan_stages
 _CACHED_TOKENS = 2100
 # Enough to keep a GPU busy with one layer.
 _RECOMPUTED_TOKENS = 16384
+# From torch 2.3 on; before that blocks are not compiled.
+_is_compiling = getattr(torch.compiler, 'is_compiling', lambda: False)
 
 
 @MODELS.register_module()
@@ -161,6 +163,8 @@ class HPViT(BaseModule):
         self.blocks = nn.ModuleList(vit.blocks[: self.stages[-1].stop])
         self.num_prefix_tokens = sum(getattr(self, name).shape[1] for name in self.prefix_names)
         self.positions = positions_of(vit)(self.blocks, self.num_prefix_tokens)
+        if compile_blocks and not hasattr(torch.compiler, 'is_compiling'):
+            raise ValueError(f'compile_blocks=True needs torch 2.3 or later, and this is {torch.__version__}')
         if compile_blocks and not self.positions.compiles:
             raise ValueError(
                 f'compile_blocks=True: the blocks of {self.plain} cannot be compiled for all sizes; leave it out'
@@ -238,7 +242,7 @@ class HPViT(BaseModule):
         """The position embedding at the tokens of a map, (1, h, w, C); kept for a size while it cannot learn."""
         own = self.pos_embed
         learns = own.requires_grad and torch.is_grad_enabled()
-        if learns or torch.is_inference_mode_enabled() or torch.compiler.is_compiling():
+        if learns or torch.is_inference_mode_enabled() or _is_compiling():
             return self._interpolate_positions(h, w)
         # Writing through .data goes past the version, but hooks that do so (averages) change the mode as well.
         key = h, w, own.dtype, own.device, own.data_ptr(), own._version
@@ -299,7 +303,7 @@ class HPViT(BaseModule):
         Few stay in the cache of a CPU, and take little memory to predict or to recompute. A GPU is kept busy by many;
         and a compiled graph is to serve all sizes.
         """
-        if torch.compiler.is_compiling():
+        if _is_compiling():
             return everything
         if device == 'cpu':
             return _CACHED_TOKENS

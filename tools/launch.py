@@ -167,7 +167,8 @@ def check_checkpoint(cfg: Config, path: str) -> None:
 
     The model is built without memory for its weights where it can be. URLs are left to mmengine.
     """
-    if '://' in path:
+    # Before torch 2.6 a checkpoint of mmengine is not read as data.
+    if '://' in path or tuple(map(int, torch.__version__.split('.')[:2])) < (2, 6):
         return
     import mmhpvit  # noqa: F401 (what its checkpoints hold may be read)
 
