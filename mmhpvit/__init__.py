@@ -13,6 +13,7 @@ from .pyramid import PlainViTPyramid
 from .report import LoadReport
 from .safe_loading import allow_mmengine_checkpoints
 from .sharding import ShardedStrategy
+from .two_scale import TwoScaleViT
 from .weights import PlainViTInit, load_plain_weights
 
 allow_mmengine_checkpoints()
@@ -26,6 +27,7 @@ __all__ = [
     'PlainViTInit',
     'PlainViTPyramid',
     'ShardedStrategy',
+    'TwoScaleViT',
     'inspect_checkpoint',
     'load_plain_weights',
 ]

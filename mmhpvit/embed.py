@@ -48,15 +48,17 @@ class PatchEmbedding(nn.Module):
             if plain.proj.bias is not None:
                 self.proj.bias.copy_(plain.proj.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Embed an image (B, 3, H, W) as (B, ceil(H / stride), ceil(W / stride), C)."""
+    def forward(self, x: Tensor, stride: int | None = None) -> Tensor:
+        """Embed an image (B, 3, H, W) as (B, ceil(H / stride), ceil(W / stride), C); at its own stride by default."""
+        stride = stride or self.stride
         h, w = x.shape[-2:]
-        before = (self.kernel - self.stride) // 2
-        after = self.kernel - self.stride - before
-        pad = (before, after + -w % self.stride, before, after + -h % self.stride)
+        before = (self.kernel - stride) // 2
+        after = self.kernel - stride - before
+        pad = (before, after + -w % stride, before, after + -h % stride)
         if any(pad):
             x = F.pad(x, pad)
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+        x = self.proj(x) if stride == self.stride else F.conv2d(x, self.proj.weight, self.proj.bias, stride)
+        return self.norm(x.permute(0, 2, 3, 1))
 
 
 def resize_kernel(weight: Tensor, kernel: int) -> Tensor:

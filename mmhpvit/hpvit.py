@@ -147,7 +147,7 @@ class HPViT(BaseModule):
         """Take over what tokens are before the first block: positions, prefix tokens, the norm behind them."""
         self.pos_embed = getattr(vit, 'pos_embed', None)
         self.pos_grid = vit.patch_embed.grid_size
-        self._kept_positions: tuple[tuple, Tensor] | None = None
+        self._kept_positions: dict[int | None, tuple[tuple, Tensor]] = {}
         self.prefix_in_pos_embed = 0 if self.pos_embed is None else _prefix_in_pos_embed(vit)
         self.prefix_names = [n for n in PREFIX_TOKENS if keep_prefix and getattr(vit, n, None) is not None]
         for name in self.prefix_names:
@@ -201,11 +201,7 @@ class HPViT(BaseModule):
         Raises:
             ValueError: An input that is not 4-D or has another number of channels.
         """
-        if x.dim() != 4 or x.shape[1] != self.patch_embed.proj.in_channels:
-            raise ValueError(
-                f'HPViT got an input of shape {tuple(x.shape)}; '
-                f'expected (B, {self.patch_embed.proj.in_channels}, H, W)'
-            )
+        self._check_images(x)
         h, w = x.shape[-2:]
         tokens, prefix = self._embed(x)
         outs = {}
@@ -218,18 +214,25 @@ class HPViT(BaseModule):
             if i == self.first_stage:
                 for finer in (j for j in self.out_indices if j < i):
                     size = -(-h // STRIDES[finer]), -(-w // STRIDES[finer])
-                    outs[finer] = _upsample(self.out_norms[str(finer)](tokens), 2 ** (i - finer), size)
+                    outs[finer] = upsample(self.out_norms[str(finer)](tokens), 2 ** (i - finer), size)
         # mmcv's RoIAlign reads memory as NCHW without looking: channels-last maps, which convolutions hand
         # on to what follows them, would give wrong regions and no error.
         return tuple(outs[i].contiguous() for i in self.out_indices)
 
-    def _embed(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _check_images(self, x: Tensor) -> None:
+        channels = self.patch_embed.proj.in_channels
+        if x.dim() != 4 or x.shape[1] != channels:
+            raise ValueError(
+                f'{type(self).__name__} got an input of shape {tuple(x.shape)}; expected (B, {channels}, H, W)'
+            )
+
+    def _embed(self, x: Tensor, stride: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Images (B, 3, H, W) to tokens (B, h, w, C) and prefix tokens (B, P, C) or None."""
-        tokens = self.patch_embed(x)
+        tokens = self.patch_embed(x, stride)
         b, h, w, _ = tokens.shape
         in_prefix = self.prefix_in_pos_embed
         if self.pos_embed is not None:
-            tokens = tokens + self._positions_at(h, w)
+            tokens = tokens + self._positions_at(h, w, stride)
         tokens = self.norm_pre(self.pos_drop(tokens))
         if not self.prefix_names:
             return tokens, None
@@ -238,20 +241,24 @@ class HPViT(BaseModule):
             prefix = prefix + self.pos_embed[:, :in_prefix]
         return tokens, self.norm_pre(self.pos_drop(prefix.expand(b, -1, -1)))
 
-    def _positions_at(self, h: int, w: int) -> Tensor:
-        """The position embedding at the tokens of a map, (1, h, w, C); kept for a size while it cannot learn."""
+    def _positions_at(self, h: int, w: int, stride: int | None) -> Tensor:
+        """The position embedding at the tokens of a map, (1, h, w, C).
+
+        Kept for the last size of a stride while it cannot learn.
+        """
         own = self.pos_embed
         learns = own.requires_grad and torch.is_grad_enabled()
         if learns or torch.is_inference_mode_enabled() or _is_compiling():
             return self._interpolate_positions(h, w)
         # Writing through .data goes past the version, but hooks that do so (averages) change the mode as well.
         key = h, w, own.dtype, own.device, own.data_ptr(), own._version
-        if self._kept_positions is None or self._kept_positions[0] != key:
+        kept = self._kept_positions.get(stride)
+        if kept is None or kept[0] != key:
             pos = self._interpolate_positions(h, w)
             if type(pos) is not Tensor:  # one that only stands for it, while operations are counted
                 return pos
-            self._kept_positions = key, pos
-        return self._kept_positions[1]
+            self._kept_positions[stride] = kept = key, pos
+        return kept[1]
 
     def _interpolate_positions(self, h: int, w: int) -> Tensor:
         places = self.pos_embed[:, self.prefix_in_pos_embed :].reshape(1, -1, self.embed_dims)
@@ -345,7 +352,7 @@ class HPViT(BaseModule):
     def train(self, mode: bool = True) -> 'HPViT':
         """Set the training mode; what is frozen stays in evaluation mode. Returns self."""
         super().train(mode)
-        self._kept_positions = None
+        self._kept_positions = {}
         self._freeze_stages()
         return self
 
@@ -369,7 +376,7 @@ class HPViT(BaseModule):
             module.requires_grad_(False)
 
 
-def _upsample(tokens: Tensor, scale: int, size: tuple[int, int]) -> Tensor:
+def upsample(tokens: Tensor, scale: int, size: tuple[int, int]) -> Tensor:
     """Token map (B, h, w, C) to (B, C, *size), bilinear, each token covering ``scale`` x ``scale``."""
     x = F.interpolate(tokens.permute(0, 3, 1, 2), scale_factor=scale, mode='bilinear')
     return x[:, :, : size[0], : size[1]]

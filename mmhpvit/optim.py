@@ -128,7 +128,7 @@ def _modules_with_layer_id(model: nn.Module) -> dict[str, nn.Module]:
         backbone = type(getattr(model, 'backbone', model)).__name__
         raise ValueError(
             f'LayerIdDecayConstructor needs a backbone with layer_id(name), and {backbone} has none; use '
-            'HPViT or PlainViTPyramid, or drop the constructor from optim_wrapper'
+            'HPViT or another one of this package, or drop the constructor from optim_wrapper'
         )
     return found
 

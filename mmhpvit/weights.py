@@ -27,7 +27,7 @@ def load_plain_weights(
     """Load the weights of a plain ViT into a backbone built from it.
 
     Args:
-        backbone: An :class:`~mmhpvit.HPViT` or :class:`~mmhpvit.PlainViTPyramid`.
+        backbone: A backbone of this package, such as :class:`~mmhpvit.HPViT`.
         checkpoint: File or URL, as for :func:`~mmhpvit.checkpoint.read_checkpoint`, with the names of any
             library in :mod:`mmhpvit.namings`; None means the weights that timm has under the backbone's
             ``plain`` name.
@@ -45,7 +45,7 @@ def load_plain_weights(
     """
     if not isinstance(getattr(backbone, 'plain', None), str):
         raise TypeError(
-            f'weights are loaded into an HPViT or PlainViTPyramid, not into a {type(backbone).__name__}'
+            f'weights are loaded into a backbone of this package, not into a {type(backbone).__name__}'
         )
     plain = build_plain_vit(backbone.plain)
     weights, shapes, report = plain_weights(plain, backbone.plain, checkpoint, source)
@@ -139,7 +139,7 @@ def _copy(
     for name, tensor in weights.items():
         targets = [name] if name in own else []
         if name.startswith('norm.'):
-            targets = [t for t in own if re.fullmatch(rf'(.+\.)?out_norms\.\d+\.{name[5:]}', t)]
+            targets = [t for t in own if re.fullmatch(rf'out_norms\.\d+\.{name[5:]}', t)]
         if not targets:
             report.dropped.append((name, _why_not_built(name)))
         if name == KERNEL:

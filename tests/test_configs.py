@@ -21,9 +21,13 @@ WANTED = {
             for m in ('hpvit-b', 'hpvit-l', 'hpvit-s', 'plain-vit-b')
             for s in ('1x', 'lsj-100e')
         ),
+        'mask-rcnn_two-scale-vit-b',
         *(f'{m}_hpvit-b' for m in ('cascade-mask-rcnn', 'retinanet', 'atss', 'dino-4scale', 'mask2former')),
     ],
-    'ade20k': [*(f'upernet_{m}' for m in ('hpvit-s', 'hpvit-b', 'hpvit-l', 'plain-vit-b')), *_SEGMENTERS],
+    'ade20k': [
+        *(f'upernet_{m}' for m in ('hpvit-s', 'hpvit-b', 'hpvit-l', 'plain-vit-b', 'two-scale-vit-b')),
+        *_SEGMENTERS,
+    ],
     'cityscapes': [*(f'upernet_{m}' for m in ('hpvit-b', 'hpvit-l', 'plain-vit-b')), *_SEGMENTERS],
 }
 WIDTH = {'s': 384, 'b': 768, 'l': 1024}
@@ -86,16 +90,19 @@ def test_names_tell_the_truth(path):
         assert cfg.train_cfg.max_iters == cfg.param_scheduler[-1].end == int(iters[1]) * 1000
 
 
-@pytest.mark.parametrize('path', [c for c in RECIPES if 'plain-vit' in c])
-def test_the_baseline_differs_by_its_backbone_type_alone(path):
-    baseline, hpvit = load(path), load(path.replace('plain-vit', 'hpvit'))
-    assert baseline.model.backbone.pop('type') == 'PlainViTPyramid'
+BASELINES = {'plain-vit': 'PlainViTPyramid', 'two-scale-vit': 'TwoScaleViT'}
+
+
+@pytest.mark.parametrize(('path', 'name'), [(c, n) for c in RECIPES for n in BASELINES if n in c])
+def test_other_backbones_differ_by_their_type_alone(path, name):
+    baseline, hpvit = load(path), load(path.replace(name, 'hpvit'))
+    assert baseline.model.backbone.pop('type') == BASELINES[name]
     assert hpvit.model.backbone.pop('type') == 'HPViT'
-    hpvit.model.backbone.pop('grid_spacing', None)  # the plain ViT has one layout
+    hpvit.model.backbone.pop('grid_spacing', None)
     assert baseline.to_dict() == hpvit.to_dict()
 
 
-@pytest.mark.parametrize('path', [c for c in RECIPES if c.startswith('configs/coco/') and 'plain' not in c])
+@pytest.mark.parametrize('path', [c for c in RECIPES if c.startswith('configs/coco/') and '_hpvit' in c])
 def test_detectors_attend_on_a_grid_of_twice_the_spacing(path):
     assert load(path).model.backbone.grid_spacing == 2
 

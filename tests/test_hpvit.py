@@ -187,9 +187,9 @@ def test_kept_positions_follow_the_parameter():
 
     with torch.no_grad():
         before = backbone(x)[0]
-        kept = backbone._kept_positions[1]
+        kept = backbone._kept_positions[None][1]
         assert torch.equal(backbone(x)[0], before)
-        assert backbone._kept_positions[1] is kept
+        assert backbone._kept_positions[None][1] is kept
         backbone.load_state_dict({k: v + 0.1 for k, v in backbone.state_dict().items()})
         assert torch.equal(backbone(x)[0], fresh())
         backbone.pos_embed.add_(1)  # as an optimiser does
@@ -202,7 +202,7 @@ def test_kept_positions_follow_the_parameter():
         backbone.eval()
         assert torch.equal(backbone(x)[0], fresh())
         backbone(torch.randn(1, 3, 20, 48).double())
-        assert backbone._kept_positions[1].shape == (1, 5, 12, 48)
+        assert backbone._kept_positions[None][1].shape == (1, 5, 12, 48)
     backbone.pos_embed.grad = None
     backbone(x)[0].sum().backward()
     assert backbone.pos_embed.grad.abs().sum() > 0

@@ -15,11 +15,11 @@ from bench.frozen import TappedLevels, frozen
 from bench.labels import open_split
 from finetune import RUNS, Run, best_rate, train
 from probe import Images
-from study_backbones import BlocksPlainViT, EarlyLevelsViT, UpsampledPlainViT
+from study_backbones import BlocksPlainViT, UpsampledPlainViT
 from study_report import SMALL, finetuned_table, frozen_table
 from test_tools import run
 
-from mmhpvit import HPViT, load_plain_weights
+from mmhpvit import HPViT, TwoScaleViT, load_plain_weights
 
 TI = 'vit_tiny_patch16_224'
 
@@ -45,7 +45,7 @@ def test_early_level_beside_the_plain_maps(real_weights):
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize('kind', [BlocksPlainViT, EarlyLevelsViT, UpsampledPlainViT])
+@pytest.mark.parametrize('kind', [BlocksPlainViT, UpsampledPlainViT])
 def test_baselines_have_the_maps_of_a_pyramid_and_learn(kind):
     backbone = kind('test_vit')
     levels = backbone(torch.randn(2, 3, 64, 96))
@@ -60,15 +60,14 @@ def test_baselines_have_the_maps_of_a_pyramid_and_learn(kind):
 
 
 @torch.no_grad()
-def test_early_levels_of_trainings_are_those_of_the_probe(real_weights):
+def test_two_scales_of_trainings_are_those_of_the_probe(real_weights):
     """All but the map at 1/4, which is read out of that at 1/8."""
-    backbone = EarlyLevelsViT(TI).eval()
-    report = load_plain_weights(backbone, real_weights)
-    assert not [name for name in report.new if 'out_norms' in name]
+    backbone = TwoScaleViT(TI).eval()
+    load_plain_weights(backbone, real_weights)
     x = torch.randn(1, 3, 64, 96)
-    _, early, last, _ = backbone(x)
+    _, fine, last, _ = backbone(x)
     expected, *_, deep = frozen(f'plain:{TI}:early=(0,3,9,0)', real_weights)(x)
-    torch.testing.assert_close(early, expected)
+    torch.testing.assert_close(fine, expected)
     torch.testing.assert_close(last, deep)
 
 

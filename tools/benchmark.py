@@ -3,8 +3,8 @@
 
     python tools/benchmark.py hpvit:vit_base_patch16_224 plain:vit_base_patch16_224 swin-b --sizes 512x512
 
-Models are hpvit:NAME or plain:NAME with the timm name of a plain ViT and options as :name=value, timm:NAME,
-a config, swin-t, swin-b, mmseg-mae-b or mmseg-beit-b. They take turns, round by round; ratios of one run are
+Models are hpvit:NAME, plain:NAME or two-scale:NAME with the timm name of a plain ViT and options as :name=value,
+timm:NAME, a config, swin-t, swin-b, mmseg-mae-b or mmseg-beit-b. They take turns, round by round; ratios of one run are
 what counts, seconds are those of a machine on a day. Limit is the time that the matrix products and
 attentions of the forward pass take alone, at the rate that torch.nn.functional.linear and
 scaled_dot_product_attention have on the same shapes. Memory is measured on a GPU, and elsewhere counted by

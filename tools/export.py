@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from launch import read_config, stop
+from launch import own_backbone, read_config, stop
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
@@ -130,8 +130,8 @@ def build(args: argparse.Namespace) -> nn.Module:
             'add --backbone for the backbone alone'
         )
     init_default_scope(cfg.default_scope)
-    if cfg.model.backbone.type not in ('HPViT', 'PlainViTPyramid'):
-        stop(f'{args.config} has a {cfg.model.backbone.type}; only HPViT and PlainViTPyramid are exported')
+    if own_backbone(cfg.model.backbone.type) is None:
+        stop(f'{args.config} has a {cfg.model.backbone.type}; only backbones of this package are exported')
     cfg.model.backbone.update(init_cfg=None, compile_blocks=False)
     model = MODELS.build(cfg.model)
     if not args.backbone and 'Mask2Former' in type(model.decode_head).__name__:

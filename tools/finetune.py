@@ -44,7 +44,7 @@ BACKBONES = {
     'hpvit': dict(type='HPViT'),
     'hpvit-light': dict(type='HPViT', depths=(0, 3, 9, 0), pooling='pick'),
     'hpvit-spacing2': dict(type='HPViT', grid_spacing=2),
-    'plain-early': dict(type='EarlyLevelsViT'),
+    'two-scale': dict(type='TwoScaleViT'),
     'plain-blocks': dict(type='BlocksPlainViT'),
     'plain-x2': dict(type='UpsampledPlainViT'),
 }

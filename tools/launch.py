@@ -124,17 +124,24 @@ def check_amp(cfg: Config) -> None:
         )
 
 
-def check_backbone(cfg: Config) -> None:
-    """Stop where a backbone of this package cannot be built as configured; its weights take no memory here."""
+def own_backbone(name: object) -> type | None:
+    """The backbone of this package that a config calls by this name; None where it is none."""
     import mmhpvit
 
+    kind = getattr(mmhpvit, name, None) if isinstance(name, str) else None
+    return kind if isinstance(kind, type) and issubclass(kind, mmhpvit.HPViT) else None
+
+
+def check_backbone(cfg: Config) -> None:
+    """Stop where a backbone of this package cannot be built as configured; its weights take no memory here."""
     options = copy.deepcopy(cfg.model.get('backbone') or {})
-    if options.get('type') not in ('HPViT', 'PlainViTPyramid'):
+    kind = own_backbone(options.pop('type', None))
+    if kind is None:
         return
     options.pop('init_cfg', None)
     try:
         with torch.device('meta'):
-            getattr(mmhpvit, options.pop('type'))(**options)
+            kind(**options)
     except (TypeError, ValueError) as error:
         stop(f'model.backbone: {error}')
 
@@ -148,7 +155,7 @@ def warn_of_normalisation(cfg: Config) -> None:
     # As mmengine has it: the model's own first.
     given = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     own = [*(given.get('mean') or ()), *(given.get('std') or ())]
-    if backbone.get('type') not in ('HPViT', 'PlainViTPyramid') or len(own) != 6:
+    if own_backbone(backbone.get('type')) is None or len(own) != 6:
         return
     plain = backbone.plain
     known = expected_images(build_plain_vit(plain, device='meta'), plain)

@@ -6,7 +6,7 @@ from mmengine.registry import MODELS
 from mmseg.models.necks import Feature2Pyramid
 from torch import Tensor
 
-from mmhpvit import HPViT, PlainViTPyramid
+from mmhpvit import PlainViTPyramid
 
 
 @MODELS.register_module()
@@ -51,30 +51,3 @@ class BlocksPlainViT(PlainViTPyramid):
     def _map(self, parts: list[Tensor], h: int, w: int) -> Tensor:
         tokens = parts[0][:, self.num_prefix_tokens :]  # one sequence an image, so one part
         return tokens.transpose(1, 2).unflatten(2, (h, w))
-
-
-@MODELS.register_module()
-class EarlyLevelsViT(PlainViTPyramid):
-    """The plain ViT at 1/16 and 1/32, and at 1/4 and 1/8 what its first quarter of blocks gives at 1/8.
-
-    The first blocks run twice, at 1/8 on the grids of HPViT and at 1/16, with the same weights: 2 times the plain ViT's
-    token-blocks. Unlike in HPViT nothing of the deeper blocks' input is pooled, so they compute what they were
-    pre-trained to.
-    """
-
-    def __init__(self, plain: str, **kwargs) -> None:
-        super().__init__(plain, out_indices=(2, 3), **kwargs)
-        self.early = HPViT(plain, 'light', out_indices=(0, 1))
-        # The convolutions differ by their stride alone.
-        self.early.patch_embed.proj.weight = self.patch_embed.proj.weight
-        self.early.patch_embed.proj.bias = self.patch_embed.proj.bias
-        for name in ('pos_embed', 'norm_pre', 'pos_drop', *self.early.prefix_names):
-            setattr(self.early, name, getattr(self, name))
-        self.early.blocks = self.blocks[: len(self.early.blocks)]
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Maps at 1/4 to 1/32."""
-        return (*self.early(x), *super().forward(x))
-
-    def _new_modules(self) -> tuple[str, ...]:
-        return (*super()._new_modules(), 'early')

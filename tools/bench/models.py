@@ -12,7 +12,7 @@ from mmseg.models.backbones import MAE, BEiT
 from mmseg.models.necks import Feature2Pyramid
 from torch import Tensor, nn
 
-from mmhpvit import HPViT, PlainViTPyramid
+from mmhpvit import HPViT, PlainViTPyramid, TwoScaleViT
 
 
 class WithPyramid(nn.Module):
@@ -49,12 +49,15 @@ _FIXED: dict[str, Callable[[tuple[int, int]], nn.Module]] = {
 }
 
 
+OWN = {'hpvit': HPViT, 'plain': PlainViTPyramid, 'two-scale': TwoScaleViT}
+
+
 def build(spec: str, size: tuple[int, int]) -> nn.Module:
     """Build a model with random weights.
 
     Args:
-        spec: ``hpvit:NAME`` or ``plain:NAME`` with the timm name of a plain ViT, then options as
-            ``:name=value``; ``timm:NAME`` for a backbone of timm as features; ``swin-t`` and the like, see
+        spec: ``hpvit:NAME``, ``plain:NAME`` or ``two-scale:NAME`` with the timm name of a plain ViT, then options
+            as ``:name=value``; ``timm:NAME`` for a backbone of timm as features; ``swin-t`` and the like, see
             the code; or a config file, whose backbone is taken.
         size: Height and width of the image; some peers are built for one size.
 
@@ -62,8 +65,8 @@ def build(spec: str, size: tuple[int, int]) -> nn.Module:
         ValueError: A name that is none of these.
     """
     kind, rest, options = parse_spec(spec)
-    if kind in ('hpvit', 'plain'):
-        model = (HPViT if kind == 'hpvit' else PlainViTPyramid)(rest, **options)
+    if kind in OWN:
+        model = OWN[kind](rest, **options)
     elif kind == 'timm':
         model = _timm(rest, size)
     elif spec in _FIXED:
@@ -72,7 +75,7 @@ def build(spec: str, size: tuple[int, int]) -> nn.Module:
         backbone = Config.fromfile(spec).model.backbone
         model = MODELS.build({**backbone, 'init_cfg': None})
     else:
-        known = ', '.join(('hpvit:NAME', 'plain:NAME', 'timm:NAME', 'CONFIG.py', *_FIXED))
+        known = ', '.join((*(f'{kind}:NAME' for kind in OWN), 'timm:NAME', 'CONFIG.py', *_FIXED))
         raise ValueError(f'{spec!r} is no model that can be measured; expected one of {known}')
     return model
 

@@ -1,0 +1,113 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+import pytest
+import timm
+import torch
+from mmengine.registry import MODELS
+from plain_twin import noisy
+from safetensors.torch import load_file
+from tiny_models import KINDS, TRAITS
+
+from mmhpvit import HPViT, PlainViTPyramid, TwoScaleViT, load_plain_weights
+
+TINY, TI = 'tiny_patch16', 'vit_tiny_patch16_224'
+
+
+@torch.no_grad()
+def test_deep_map_is_timms_and_fine_one_is_hpvits_with_the_real_weights(real_weights):
+    backbone = TwoScaleViT(TI)
+    report = load_plain_weights(backbone, real_weights)
+    assert report.new == []
+    backbone = backbone.double().eval()
+    vit = timm.create_model(TI, num_classes=0, global_pool='', dynamic_img_size=True)
+    vit.load_state_dict({k: v for k, v in load_file(real_weights).items() if not k.startswith('head')})
+    light = HPViT(TI, 'light')
+    load_plain_weights(light, real_weights)
+    x = torch.randn(2, 3, 96, 160).double()
+    deep = vit.double().eval().forward_intermediates(x, [11], norm=True, intermediates_only=True)[0]
+    outs = backbone(x)
+    torch.testing.assert_close(outs[2], deep, rtol=0, atol=1e-10)
+    torch.testing.assert_close(outs[3], torch.nn.functional.max_pool2d(deep, 2), rtol=0, atol=1e-10)
+    for found, expected in zip(outs[:2], light.double().eval()(x)[:2], strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+# A patch-8 model works with patches of 16 here, at 1/16, and with its own in HPViT, at 1/8.
+@pytest.mark.parametrize('name', [n for n in (*TRAITS, *KINDS) if n != 'tiny_patch8'])
+def test_every_family(name):
+    """The two maps are those of backbones that have one each."""
+    backbone = noisy(TwoScaleViT(name, fine_depth=2, grid_spacing=2)).double().eval()
+    plain = PlainViTPyramid(name, out_indices=(2,)).double().eval()
+    fine = HPViT(name, (0, 2, backbone.depth - 2, 0), grid_spacing=2, out_indices=(0, 1)).double().eval()
+    for model in (plain, fine):
+        own = model.state_dict()
+        model.load_state_dict({key: value for key, value in backbone.state_dict().items() if key in own})
+    x = torch.randn(2, 3, 48, 80).double()
+    outs = backbone(x)
+    torch.testing.assert_close(outs[2], plain(x)[0])
+    for found, expected in zip(outs[:2], fine(x), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (64, 96), (33, 61)])
+def test_same_shapes_as_hpvit(size):
+    x = torch.randn(1, 3, *size)
+    outs = TwoScaleViT(TINY)(x)
+    assert [o.shape for o in outs] == [o.shape for o in HPViT(TINY)(x)]
+    assert all(o.is_contiguous() for o in outs)
+
+
+@pytest.mark.parametrize('levels', [(0, 1, 2, 3), (3, 0), (1, 2), (2,)])
+def test_levels_and_use_of_every_parameter(levels):
+    backbone = TwoScaleViT(TINY, out_indices=levels, with_cp=True, drop_path_rate=0.2).train()
+    outs = backbone(torch.randn(2, 3, 64, 64))
+    assert [o.shape[-1] for o in outs] == [16 // 2**level for level in levels]
+    sum(o.square().sum() for o in outs).backward()
+    assert [n for n, p in backbone.named_parameters() if p.grad is None] == []
+
+
+def test_has_the_parameters_of_the_plain_vit_and_norms():
+    names = {n for n, _ in TwoScaleViT(TINY).named_parameters()}
+    plain = {
+        n for n, _ in timm.create_model(TINY, num_classes=0).named_parameters() if not n.startswith('norm.')
+    }
+    assert {n for n in names if not n.startswith('out_norms.')} == plain
+
+
+def test_layer_ids_and_freezing():
+    backbone = TwoScaleViT(TINY, frozen_stages=3).train()
+    ids = {n: backbone.layer_id(n) for n, _ in backbone.named_parameters()}
+    assert set(ids.values()) == set(range(6))
+    assert [n for n, p in backbone.named_parameters() if p.requires_grad] == []
+    trained = {
+        n.split('.')[0] for n, p in TwoScaleViT(TINY, frozen_stages=0).named_parameters() if p.requires_grad
+    }
+    assert trained == {'blocks', 'out_norms'}
+
+
+@torch.no_grad()
+def test_positions_of_both_strides_are_kept():
+    backbone = TwoScaleViT(TINY).eval()
+    x = torch.randn(1, 3, 64, 96)
+    first = backbone(x)
+    kept = {stride: pos for stride, (_, pos) in backbone._kept_positions.items()}
+    assert {stride: pos.shape[1:3] for stride, pos in kept.items()} == {None: (4, 6), 8: (8, 12)}
+    for found, expected in zip(backbone(x), first, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert all(backbone._kept_positions[stride][1] is pos for stride, pos in kept.items())
+
+
+def test_registered_and_refuses_what_cannot_be():
+    assert MODELS.get('TwoScaleViT') is TwoScaleViT
+    assert TwoScaleViT(TI).fine.stop == 3
+    for options, message in (
+        (dict(fine_depth=0), 'fine_depth=0: expected 1 to 4'),
+        (dict(fine_depth=5), 'fine_depth=5: expected 1 to 4'),
+        (dict(grid_spacing=0), 'grid_spacing=0: expected a positive number'),
+        (dict(out_indices=(0, 1)), r'out_indices=\(0, 1\): expected 2 or 3 among them'),
+        (dict(out_indices=(5,)), r'out_indices=\(5,\)'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TwoScaleViT(TINY, **options)
+    with pytest.raises(ValueError, match=r'TwoScaleViT got an input of shape \(3, 8, 8\)'):
+        TwoScaleViT(TINY)(torch.zeros(3, 8, 8))
