@@ -23,7 +23,8 @@ class TwoScaleViT(HPViT):
     The same first blocks run twice, with the same weights: on the tokens at 1/16, from which all other blocks go on
     as they were pre-trained to, and on tokens at 1/8 in grids as those of :class:`HPViT`, each of which is the plain
     ViT on a shifted image. Nothing deeper is made of those. So unlike in HPViT the deep map is the plain ViT's to the
-    bit, and fine levels come without a learned upsampling. Ours, not of a paper; measured in docs/study.md.
+    bit (with patches of 16; other kernels are resized), and fine levels come without a learned upsampling. Ours, not of
+    a paper; docs/study.md measures it.
 
     The map at 1/4 is that at 1/8 upsampled bilinearly, each through a norm of its own; that at 1/32 is that at 1/16
     through 2x2 max pooling, as in :class:`PlainViTPyramid`. All have the width of the ViT.
@@ -35,7 +36,8 @@ class TwoScaleViT(HPViT):
         keep_prefix: Whether class and register tokens attend along. Default: True.
         out_indices: Which levels to return, 0 for 1/4 to 3 for 1/32, and in which order; at least one of 2 and 3.
             Default: all.
-        frozen_stages: -1 (default) freezes nothing, 0 the embedding, 3 or 4 all.
+        frozen_stages: -1 (default) freezes nothing, 0 or 1 the embedding, 2 the blocks that run twice as well, 3 or 4
+            all.
         drop_path_rate: Stochastic depth of the last block, growing linearly from 0. Default: 0.
         with_cp: Recompute the blocks in the backward pass.
         compile_blocks: Compile each block by ``torch.compile``. Default: False.
@@ -44,6 +46,8 @@ class TwoScaleViT(HPViT):
     Raises:
         ValueError: As :class:`HPViT`, or a ``fine_depth`` that is no number of blocks.
     """
+
+    fine: Stage | None = None  # not planned yet when HPViT freezes
 
     def __init__(
         self,
@@ -67,7 +71,7 @@ class TwoScaleViT(HPViT):
         super().__init__(
             plain,
             depths=(0, 0, depth, 0),
-            attention='global',
+            attention='grid',
             keep_prefix=keep_prefix,
             out_indices=sorted({min(level, 2) for level in levels}),
             frozen_stages=frozen_stages,
@@ -84,6 +88,7 @@ class TwoScaleViT(HPViT):
             raise ValueError(f'grid_spacing={grid_spacing!r}: expected a positive number')
         layout = named_layout('grid', 1, max(1, grid_spacing * self.patch // FINE_STRIDE))
         self.fine = Stage(FINE_STRIDE, 0, fine_depth, layout)
+        self._freeze_stages()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps of a batch of images; shapes and errors as :meth:`HPViT.forward`."""
@@ -99,3 +104,12 @@ class TwoScaleViT(HPViT):
         if 0 in self.levels:
             outs[0] = upsample(self.out_norms['0'](tokens), 2, (-(-h // 4), -(-w // 4)))
         return tuple(outs[i].contiguous() for i in self.levels)
+
+    def _freeze_stages(self) -> None:
+        super()._freeze_stages()
+        if self.fine is None or self.frozen_stages < 2:
+            return
+        norms = [self.out_norms[name] for name in ('0', '1') if name in self.out_norms]
+        for module in (*self.blocks[: self.fine.stop], *norms):
+            module.eval()
+            module.requires_grad_(False)

@@ -210,7 +210,8 @@ def test_small_study_runs_and_goes_on(shared, tmp_path):
 @torch.no_grad()
 def test_impossible_probes_are_refused(real_weights):
     for spec, message in (
-        (f'hpvit:{TI}:after=3', 'after=3: expected numbers of blocks, 1 to 12'),
+        (f'hpvit:{TI}:after=3', 'after=3: expected different numbers of blocks, 1 to 12'),
+        (f'hpvit:{TI}:after=(3,3)', 'after=(3, 3): expected different'),
         (f'hpvit:{TI}:out_indices=(0,1):after=(3,6)', 'numbers of blocks, 1 to 4'),
         (f'plain:{TI}:after=(3,13)', 'numbers of blocks, 1 to 12'),
     ):
@@ -223,7 +224,7 @@ def test_impossible_probes_are_refused(real_weights):
 
 
 def test_other_training_in_the_same_folder_is_not_resumed(tmp_path):
-    (tmp_path / 'config.py').write_text('another')
+    (tmp_path / 'config.py').write_text('model = dict()\n# {"rate": 0.5}\n')
     (tmp_path / 'last_checkpoint').write_text('iter_1.pth')
     with pytest.raises(SystemExit, match='has a checkpoint of another backbone, budget or rate'):
         train(RUNS[-1], 1e-3, tmp_path, tmp_path, smoke=False)

@@ -317,9 +317,26 @@ def test_classes_are_those_of_the_file_in_its_order(names, classes, message, tmp
         check_data(cfg, 'train_dataloader')
 
 
+def test_classes_in_a_file_and_data_of_other_kinds_pass(tmp_path):
+    (tmp_path / 'a.json').write_text(json.dumps(dict(categories=[dict(name='dog'), dict(name='cat')])))
+    (tmp_path / 'names.txt').write_text('dog\ncat\n')
+    root = dict(data_root=str(tmp_path))
+    named = dict(
+        type='CocoDataset', ann_file='a.json', metainfo=dict(classes=str(tmp_path / 'names.txt')), **root
+    )
+    (tmp_path / 'train').mkdir()
+    folder = dict(type='CustomDataset', data_prefix='train', **root)
+    several = dict(
+        type='ConcatDataset', datasets=[named, folder, dict(type='Own', ann_file=['a.json'], **root)]
+    )
+    check_data(Config(dict(train_dataloader=dict(dataset=several))), 'train_dataloader')
+
+
 def test_folder_without_an_image_of_the_suffix_is_said(tmp_path):
-    (tmp_path / 'images/deeper').mkdir(parents=True)
-    (tmp_path / 'images/deeper/a.png').touch()
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'elsewhere/a.png').touch()
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'images/deeper').symlink_to(tmp_path / 'elsewhere')
     own = dict(type='BaseSegDataset', data_root=str(tmp_path), data_prefix=dict(img_path='images'))
     with pytest.raises(SystemExit, match=r"images has no file that ends in '.jpg'"):
         check_data(Config(dict(train_dataloader=dict(dataset=own))), 'train_dataloader')

@@ -7,7 +7,7 @@ from plain_twin import noisy
 from safetensors.torch import load_file
 from tiny_models import KINDS, TRAITS
 
-from mmhpvit import HPViT, PlainViTPyramid, TwoScaleViT, load_plain_weights
+from mmhpvit import HPViT, TwoScaleViT, load_plain_weights
 
 TINY, TI = 'tiny_patch16', 'vit_tiny_patch16_224'
 
@@ -35,9 +35,9 @@ def test_deep_map_is_timms_and_fine_one_is_hpvits_with_the_real_weights(real_wei
 # A patch-8 model works with patches of 16 here, at 1/16, and with its own in HPViT, at 1/8.
 @pytest.mark.parametrize('name', [n for n in (*TRAITS, *KINDS) if n != 'tiny_patch8'])
 def test_every_family(name):
-    """The two maps are those of backbones that have one each."""
+    """The two maps are those of backbones that have one each; with patches of 32 the deep one has grids too."""
     backbone = noisy(TwoScaleViT(name, fine_depth=2, grid_spacing=2)).double().eval()
-    plain = PlainViTPyramid(name, out_indices=(2,)).double().eval()
+    plain = HPViT(name, (0, 0, backbone.depth, 0), out_indices=(2,)).double().eval()
     fine = HPViT(name, (0, 2, backbone.depth - 2, 0), grid_spacing=2, out_indices=(0, 1)).double().eval()
     for model in (plain, fine):
         own = model.state_dict()
@@ -75,6 +75,10 @@ def test_has_the_parameters_of_the_plain_vit_and_norms():
 
 
 def test_layer_ids_and_freezing():
+    half = TwoScaleViT(TINY, fine_depth=2, frozen_stages=2).train()
+    trained = {'.'.join(n.split('.')[:2]) for n, p in half.named_parameters() if p.requires_grad}
+    assert trained == {'blocks.2', 'blocks.3', 'out_norms.2'}
+    assert [block.training for block in half.blocks] == [False, False, True, True]
     backbone = TwoScaleViT(TINY, frozen_stages=3).train()
     ids = {n: backbone.layer_id(n) for n, _ in backbone.named_parameters()}
     assert set(ids.values()) == set(range(6))

@@ -4,10 +4,15 @@
 import json
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from launch import missing_paths, stop
 from mmengine.config import Config, ConfigDict
+from mmengine.fileio import list_dir_or_file
+
+# As torchrun, srun and mpirun tell it.
+LOCAL_RANKS = ('SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK', 'LOCAL_RANK')
 
 
 def check_data(cfg: Config, *loaders: str) -> None:
@@ -38,7 +43,9 @@ def check_data(cfg: Config, *loaders: str) -> None:
             f'{path} does not exist ({key}, looked from {Path.cwd()}); link the data there, or say where '
             f'it is: --cfg-options {" ".join(options)}'
         )
-    if int(os.environ.get('RANK', 0)) == 0:
+    # Once a machine, so that each says it.
+    local_rank = next((os.environ[n] for n in LOCAL_RANKS if n in os.environ), 0)
+    if int(local_rank) == 0:
         for key, dataset in found:
             _check_classes(key, dataset)
             _check_suffix(key, dataset)
@@ -49,13 +56,23 @@ def _check_classes(key: str, dataset: ConfigDict) -> None:
 
     mmdet gives labels in the order of the file's categories, whatever the order of ``metainfo.classes``.
     """
-    path = os.path.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
     classes = (dataset.get('metainfo') or {}).get('classes')
-    if dataset.type != 'CocoDataset' or not classes or not os.path.isfile(path):
+    file = dataset.get('ann_file')
+    if (
+        dataset.type != 'CocoDataset'
+        or not classes
+        or not isinstance(file, str)
+        or dataset.get('backend_args')
+    ):
         return
-    if isinstance(classes, str):
+    path = os.path.join(dataset.get('data_root') or '', file)
+    if not os.path.isfile(path):
+        return
+    if isinstance(classes, str) and os.path.isfile(classes):
+        classes = Path(classes).read_text().splitlines()
+    elif isinstance(classes, str):
         stop(f'{key}.metainfo.classes={classes!r}: expected a tuple of names, for one class ({classes!r},)')
-    names = [category['name'] for category in json.loads(Path(path).read_text())['categories']]
+    names = _categories(path)
     unknown = [name for name in classes if name not in names]
     if unknown:
         stop(f'{key}.metainfo.classes has {unknown[0]!r}, but the categories of {path} are {names}')
@@ -70,12 +87,23 @@ def _check_classes(key: str, dataset: ConfigDict) -> None:
 def _check_suffix(key: str, dataset: ConfigDict) -> None:
     """Stop where a folder of mmseg's has no image of the suffix that it looks for."""
     suffix = dataset.get('img_suffix') or ('.jpg' if dataset.type == 'BaseSegDataset' else None)
-    folder = (dataset.get('data_prefix') or {}).get('img_path')
+    prefix = dataset.get('data_prefix')
+    folder = prefix.get('img_path') if isinstance(prefix, dict) else None
     if not suffix or not folder or dataset.get('ann_file') or dataset.get('backend_args'):
         return
-    folder = Path(dataset.get('data_root') or '', folder)
-    if folder.is_dir() and next(folder.rglob(f'*{suffix}'), None) is None:
-        stop(f'{folder} has no file that ends in {suffix!r} ({key}.img_suffix)')
+    folder = os.path.join(dataset.get('data_root') or '', folder)
+    if os.path.isdir(folder):
+        images = list_dir_or_file(
+            folder, list_dir=False, suffix=suffix, recursive=True
+        )  # as mmseg looks for them
+        if next(iter(images), None) is None:
+            stop(f'{folder} has no file that ends in {suffix!r} ({key}.img_suffix)')
+
+
+@lru_cache
+def _categories(path: str) -> list[str]:
+    """Names of the categories of a file in COCO's format, in its order."""
+    return [category['name'] for category in json.loads(Path(path).read_text())['categories']]
 
 
 def _datasets(dataset: ConfigDict, key: str) -> Iterator[tuple[str, ConfigDict]]:

@@ -161,17 +161,20 @@ def train(run: Run, rate: float, shared: Path, work_dir: Path, smoke: bool) -> d
     backbone = dict(_delete_=True, plain=VIT, init_cfg=init) | BACKBONES[run.backbone]
     if run.task == 'caltech101':
         backbone['out_indices'] = (LAST_MAP[run.backbone],)
-    text = (
-        f"_base_ = '{ROOT}/tests/configs/{TASKS[run.task][0]}.py'\n"
-        f'custom_imports = dict(imports={imports}, allow_failed_imports=False)\n'
-        f'model = dict(backbone={backbone})\n'
-        f'# {options}\n'
+    what = dict(backbone=BACKBONES[run.backbone], budget=BUDGET.get(run.task), rate=rate, seed=run.seed)
+    mark = f'# {json.dumps(what)}\n'
+    begun = (
+        [line for line in config.read_text().splitlines(True) if line[0] == '#'] if config.exists() else []
     )
-    if config.exists() and config.read_text() != text and (work_dir / 'last_checkpoint').exists():
+    if begun and begun[-1] != mark and (work_dir / 'last_checkpoint').exists():
         sys.exit(
             f'error: {work_dir} has a checkpoint of another backbone, budget or rate; delete it to begin again'
         )
-    config.write_text(text)
+    config.write_text(
+        f"_base_ = '{ROOT}/tests/configs/{TASKS[run.task][0]}.py'\n"
+        f'custom_imports = dict(imports={imports}, allow_failed_imports=False)\n'
+        f'model = dict(backbone={backbone})\n{mark}'
+    )
     _call('train', [config, '--resume', '--work-dir', work_dir], options, env, work_dir)
     metrics = last_metrics(work_dir, TASKS[run.task][1])
     if metrics is None:

@@ -47,12 +47,10 @@ def main() -> None:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             stop('--auto-scale-lr: the config has no auto_scale_lr.base_batch_size to scale from')
         cfg.auto_scale_lr.enable = True
-    if args.resume == 'auto':
-        # A first start has nothing to go on from, and begins as without --resume.
-        cfg.resume = find_latest_checkpoint(cfg.work_dir) is not None
-        cfg.load_from = None if cfg.resume else cfg.get('load_from')
-    elif args.resume:
-        cfg.resume, cfg.load_from = True, args.resume
+    # A first start has nothing to go on from, and begins as without --resume.
+    found = find_latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
+    if found:
+        cfg.resume, cfg.load_from = True, found
     check_amp(cfg)
     check_backbone(cfg)
     check_weights(cfg)

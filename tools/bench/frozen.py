@@ -107,11 +107,11 @@ def check_after(after: Sequence[int], blocks: int) -> list[int]:
     """Numbers of blocks in their order.
 
     Raises:
-        ValueError: Anything but numbers from 1 to the number of blocks.
+        ValueError: Anything but different numbers from 1 to the number of blocks.
     """
     numbers = after if isinstance(after, tuple | list) else ()
-    if not numbers or not set(numbers) <= set(range(1, blocks + 1)):
-        raise ValueError(f'after={after}: expected numbers of blocks, 1 to {blocks}, as (3, 6)')
+    if not numbers or len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(1, blocks + 1)):
+        raise ValueError(f'after={after}: expected different numbers of blocks, 1 to {blocks}, as (3, 6)')
     return sorted(numbers)
 
 
