@@ -55,6 +55,13 @@ def test_backbone_as_a_program(tmp_path, env):  # noqa: F811
 
 
 @pytest.mark.slow
+def test_two_scales_as_onnx(tmp_path, env):  # noqa: F811
+    config = tmp_path / 'detector.py'
+    config.write_text(f"_base_ = '{ROOT / DETECTOR}'\nmodel = dict(backbone=dict(type='TwoScaleViT'))\n")
+    assert 'at three sizes' in export(config, tmp_path / 'backbone.onnx', '--backbone', env=env)
+
+
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_refused_in_a_line(tmp_path, env):  # noqa: F811
     config = tmp_path / 'sam.py'
     config.write_text(

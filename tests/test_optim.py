@@ -4,7 +4,7 @@ import torch
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
-from mmhpvit import HPViT, LayerIdDecayConstructor, PlainViTPyramid
+from mmhpvit import HPViT, LayerIdDecayConstructor, PlainViTPyramid, TwoScaleViT
 
 
 class Detector(nn.Module):
@@ -36,7 +36,7 @@ def by_name(optimizer):
     return found
 
 
-@pytest.mark.parametrize('backbone', [HPViT, PlainViTPyramid])
+@pytest.mark.parametrize('backbone', [HPViT, PlainViTPyramid, TwoScaleViT])
 def test_groups_by_name(backbone):
     model = Detector(backbone('tiny_registers'))
     found = by_name(build_optim_wrapper(model, config()).optimizer)

@@ -208,6 +208,19 @@ def test_two_processes_follow_the_loss_curve_of_one(without_chance, tmp_path, en
     assert 'was not written with ShardedStrategy' in log
 
 
+def test_blocks_that_run_twice_train_in_two_processes(without_chance, tmp_path, env):
+    few = (
+        '--cfg-options',
+        'model.backbone.type=TwoScaleViT',
+        'model.backbone.with_cp=True',
+        'train_cfg.max_iters=3',
+    )
+    train(without_chance, tmp_path / 'one', *few, 'train_dataloader.batch_size=4', env=env)
+    two_processes(without_chance, tmp_path / 'two', *few, env=env)
+    one, two = (losses(tmp_path / name) for name in ('one', 'two'))
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=0)
+
+
 LEAVING = """
 import sys, time
 from pathlib import Path
