@@ -24,7 +24,7 @@ class TwoScaleViT(HPViT):
     as they were pre-trained to, and on tokens at 1/8 in grids as those of :class:`HPViT`, each of which is the plain
     ViT on a shifted image. Nothing deeper is made of those. So unlike in HPViT the deep map is the plain ViT's to the
     bit (with patches of 16; other kernels are resized), and fine levels come without a learned upsampling. Ours, not of
-    a paper; docs/study.md measures it.
+    a paper; docs/study.md has what is measured of it.
 
     The map at 1/4 is that at 1/8 upsampled bilinearly, each through a norm of its own; that at 1/32 is that at 1/16
     through 2x2 max pooling, as in :class:`PlainViTPyramid`. All have the width of the ViT.
