@@ -245,6 +245,7 @@ del model
 launch.leave_processes()
 assert written.exists()
 assert not any('gloo' in name for name in threads()), threads()
+print('left together')
 """
 
 
@@ -260,7 +261,7 @@ def test_processes_leave_together_and_without_threads(tmp_path, env):
         '--master_port',
         free_port(),
     )
-    run(*command, script, tmp_path / 'written', env=env)
+    assert run(*command, script, tmp_path / 'written', env=env).count('left together') == 2
 
 
 @pytest.mark.parametrize(
