@@ -9,23 +9,25 @@ import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, cat, nn
 from torch.utils.checkpoint import checkpoint
 
+from .absolute import KeptPositions, is_compiling
 from .drop_path import drop_paths, drop_whole_images, run_block
 from .embed import PATCH_KERNELS, PatchEmbedding, power_of_two_patch
-from .layouts import partition, restore
+from .layouts import LAYOUTS, partition, restore
 from .options import (
     STRIDES,
+    check_choice,
     check_depths,
+    check_flag,
     check_frozen_stages,
     check_out_indices,
     check_positive,
     for_each_stage,
 )
 from .plain import PREFIX_TOKENS, SHARED_POSITIONS, build_plain_vit
-from .pooling import build_pooling
+from .pooling import POOLINGS, build_pooling
 from .positions import BlockCall, Geometry, positions_of
 from .stages import Stage, plan_stages
 
@@ -34,8 +36,6 @@ from .stages import Stage, plan_stages
 _CACHED_TOKENS = 2100
 # Enough to keep a GPU busy with one layer.
 _RECOMPUTED_TOKENS = 16384
-# From torch 2.3 on; before that blocks are not compiled.
-_is_compiling = getattr(torch.compiler, 'is_compiling', lambda: False)
 
 
 @MODELS.register_module()
@@ -116,17 +116,21 @@ class HPViT(BaseModule):
         self.first_stage = next(i for i, d in enumerate(self.depths) if d)
         self.last_stage = max(self.first_stage, *self.out_indices)
         self.frozen_stages = check_frozen_stages(frozen_stages)
-        self.with_cp = with_cp
+        self.with_cp = check_flag('with_cp', with_cp)
+        check_flag('keep_prefix', keep_prefix)
+        check_flag('compile_blocks', compile_blocks)
+        check_choice('patch_kernel', patch_kernel, PATCH_KERNELS)
+        check_choice('pooling', pooling, POOLINGS)
 
         stride = STRIDES[self.first_stage]
         patch = power_of_two_patch(vit.patch_embed.patch_size[0], stride)
-        if patch_kernel not in PATCH_KERNELS:
-            raise ValueError(f'patch_kernel={patch_kernel!r}: expected one of {", ".join(PATCH_KERNELS)}')
         self.patch_embed = PatchEmbedding(
             vit.patch_embed, stride, patch if patch_kernel == 'keep' else stride
         )
         self.patch = patch
         attention = for_each_stage('attention', attention, str)
+        for name in attention:
+            check_choice('attention', name, LAYOUTS)
         windows = check_positive('window_size', window_size)
         spacings = check_positive('grid_spacing', grid_spacing)
         self.stages = plan_stages(self.depths, self.last_stage, patch, attention, windows, spacings)
@@ -147,7 +151,7 @@ class HPViT(BaseModule):
         """Take over what tokens are before the first block: positions, prefix tokens, the norm behind them."""
         self.pos_embed = getattr(vit, 'pos_embed', None)
         self.pos_grid = vit.patch_embed.grid_size
-        self._kept_positions: dict[int | None, tuple[tuple, Tensor]] = {}
+        self._kept_positions = KeptPositions()
         self.prefix_in_pos_embed = 0 if self.pos_embed is None else _prefix_in_pos_embed(vit)
         self.prefix_names = [n for n in PREFIX_TOKENS if keep_prefix and getattr(vit, n, None) is not None]
         for name in self.prefix_names:
@@ -232,7 +236,8 @@ class HPViT(BaseModule):
         b, h, w, _ = tokens.shape
         in_prefix = self.prefix_in_pos_embed
         if self.pos_embed is not None:
-            tokens = tokens + self._positions_at(h, w, stride)
+            kept, frozen = self._kept_positions, self.frozen_stages >= 0
+            tokens = tokens + kept.get(stride, self.pos_embed, in_prefix, self.pos_grid, (h, w), frozen)
         tokens = self.norm_pre(self.pos_drop(tokens))
         if not self.prefix_names:
             return tokens, None
@@ -240,30 +245,6 @@ class HPViT(BaseModule):
         if in_prefix:
             prefix = prefix + self.pos_embed[:, :in_prefix]
         return tokens, self.norm_pre(self.pos_drop(prefix.expand(b, -1, -1)))
-
-    def _positions_at(self, h: int, w: int, stride: int | None) -> Tensor:
-        """The position embedding at the tokens of a map, (1, h, w, C).
-
-        Kept for the last size of a stride while it cannot learn.
-        """
-        own = self.pos_embed
-        learns = own.requires_grad and torch.is_grad_enabled()
-        if learns or torch.is_inference_mode_enabled() or _is_compiling():
-            return self._interpolate_positions(h, w)
-        # Writing through .data goes past the version, but hooks that do so (averages) change the mode as well.
-        key = h, w, own.dtype, own.device, own.data_ptr(), own._version
-        kept = self._kept_positions.get(stride)
-        if kept is None or kept[0] != key:
-            pos = self._interpolate_positions(h, w)
-            if type(pos) is not Tensor:  # one that only stands for it, while operations are counted
-                return pos
-            self._kept_positions[stride] = kept = key, pos
-        return kept[1]
-
-    def _interpolate_positions(self, h: int, w: int) -> Tensor:
-        places = self.pos_embed[:, self.prefix_in_pos_embed :].reshape(1, -1, self.embed_dims)
-        pos = resample_abs_pos_embed(places, (h, w), old_size=self.pos_grid, num_prefix_tokens=0)
-        return pos.reshape(1, h, w, -1)
 
     def _run_stage(self, stage: Stage, tokens: Tensor, prefix: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Run the blocks of a stage on the sequences that its layout cuts the map into."""
@@ -292,7 +273,7 @@ class HPViT(BaseModule):
     def _run_sequences(self, stage: Stage, call: BlockCall, group: Tensor, kept: list[list]) -> Tensor:
         """Run the blocks of a stage on sequences (B, n, P + L, C), which know nothing of each other."""
         b, n, length, _ = group.shape
-        step = max(1, self._tokens_at_a_time(group.device.type, n * b * length) // (b * length))
+        step = max(1, self._tokens_at_a_time(group.device.type, n * b * length) // max(b * length, 1))
         parts = []
         for start in range(0, n, step):
             part = slice(start, min(start + step, n))
@@ -301,7 +282,7 @@ class HPViT(BaseModule):
                 args = call, self.blocks[index], index, x, b, part, drawn
                 again = self.with_cp and self.training
                 x = checkpoint(run_block, *args, use_reentrant=False) if again else run_block(*args)
-            parts.append(x.unflatten(0, (b, -1)))
+            parts.append(x.unflatten(0, (b, part.stop - part.start)))
         return parts[0] if len(parts) == 1 else cat(parts, dim=1)
 
     def _tokens_at_a_time(self, device: str, everything: int) -> int:
@@ -310,7 +291,7 @@ class HPViT(BaseModule):
         Few stay in the cache of a CPU, and take little memory to predict or to recompute. A GPU is kept busy by many;
         and a compiled graph is to serve all sizes.
         """
-        if _is_compiling():
+        if is_compiling():
             return everything
         if device == 'cpu':
             return _CACHED_TOKENS
@@ -352,7 +333,6 @@ class HPViT(BaseModule):
     def train(self, mode: bool = True) -> 'HPViT':
         """Set the training mode; what is frozen stays in evaluation mode. Returns self."""
         super().train(mode)
-        self._kept_positions = {}
         self._freeze_stages()
         return self
 

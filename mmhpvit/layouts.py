@@ -112,7 +112,8 @@ def partition(x: Tensor, layout: Layout) -> list[Tensor]:
         band = _take(x, rows, d, axis=1)
         for columns in _segments(w, layout):
             part = _take(band, columns, d, axis=4).permute(0, 1, 4, 3, 6, 2, 5, 7)
-            groups.append(part.reshape(b, -1, rows.length * columns.length, c))
+            n = rows.windows * columns.windows * rows.phases * columns.phases
+            groups.append(part.reshape(b, n, rows.length * columns.length, c))
     return groups
 
 

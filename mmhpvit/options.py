@@ -32,8 +32,8 @@ def check_depths(depths: str | Sequence[int], num_blocks: int, plain: str) -> tu
     """Blocks of each stage, which must sum to the ``num_blocks`` of ``plain``; or the name of a preset."""
     if isinstance(depths, str):
         depths = preset_depths(depths, num_blocks)
-    depths = _as_tuple('depths', depths)
-    if len(depths) != len(STRIDES) or any(not isinstance(d, int) or d < 0 for d in depths):
+    depths = _as_tuple('depths', depths, f'one of {", ".join(PRESETS)}, or {len(STRIDES)} numbers of blocks')
+    if len(depths) != len(STRIDES) or not all(_is(int, d) and d >= 0 for d in depths):
         raise ValueError(f'depths={depths}: expected {len(STRIDES)} numbers of blocks, none negative')
     if sum(depths) != num_blocks:
         raise ValueError(
@@ -45,33 +45,48 @@ def check_depths(depths: str | Sequence[int], num_blocks: int, plain: str) -> tu
 
 def check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
     """Levels to return, each once."""
-    out_indices = _as_tuple('out_indices', out_indices)
-    levels = range(len(STRIDES))
-    if not out_indices or len(set(out_indices)) < len(out_indices) or not set(out_indices) <= set(levels):
-        raise ValueError(f'out_indices={out_indices}: expected different levels out of {tuple(levels)}')
+    levels = tuple(range(len(STRIDES)))
+    out_indices = _as_tuple('out_indices', out_indices, f'different levels out of {levels}')
+    known = all(_is(int, i) and i in levels for i in out_indices)
+    if not out_indices or not known or len(set(out_indices)) < len(out_indices):
+        raise ValueError(f'out_indices={out_indices}: expected different levels out of {levels}')
     return out_indices
 
 
 def check_frozen_stages(frozen_stages: int) -> int:
     """-1 to the number of stages; returned as it is."""
-    if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= len(STRIDES):
+    if not _is(int, frozen_stages) or not -1 <= frozen_stages <= len(STRIDES):
         raise ValueError(f'frozen_stages={frozen_stages!r}: expected -1 (none) to {len(STRIDES)} (all)')
     return frozen_stages
 
 
-def _as_tuple(option: str, value) -> tuple:
-    if not isinstance(value, list | tuple):
-        raise ValueError(f'{option}={value!r}: expected a list or tuple')
-    return tuple(value)
+def check_flag(option: str, value: bool) -> bool:
+    """True or False, and no text that says so; returned as it is."""
+    if not isinstance(value, bool):
+        raise ValueError(f'{option}={value!r}: expected True or False')
+    return value
+
+
+def check_rate(option: str, value: float) -> float:
+    """A probability at least 0 and below 1; returned as it is."""
+    if not (_is(int, value) or _is(float, value)) or not 0 <= value < 1:
+        raise ValueError(f'{option}={value!r}: expected a probability, at least 0 and below 1')
+    return value
+
+
+def check_choice(option: str, value: str, choices: Sequence[str]) -> str:
+    """One of several names; returned as it is."""
+    if value not in choices:
+        raise ValueError(f'{option}={value!r}: expected one of {", ".join(choices)}')
+    return value
 
 
 def for_each_stage(option: str, value, kind: type) -> tuple:
     """One value of a type for each stage, out of one for all or of a list."""
-    values = (value,) * len(STRIDES) if isinstance(value, kind) else _as_tuple(option, value)
-    if len(values) != len(STRIDES) or any(not isinstance(v, kind) for v in values):
-        raise ValueError(
-            f'{option}={value!r}: expected a {kind.__name__}, or {len(STRIDES)} of them, one a stage'
-        )
+    wanted = f'one {kind.__name__} for all stages, or {len(STRIDES)} of them, one a stage'
+    values = (value,) * len(STRIDES) if _is(kind, value) else _as_tuple(option, value, wanted)
+    if len(values) != len(STRIDES) or not all(_is(kind, v) for v in values):
+        raise ValueError(f'{option}={value!r}: expected {wanted}')
     return values
 
 
@@ -81,3 +96,19 @@ def check_positive(option: str, value) -> tuple[int, ...]:
     if min(values) < 1:
         raise ValueError(f'{option}={value!r}: expected positive numbers')
     return values
+
+
+def is_count(value: object) -> bool:
+    """Whether a value is a number such as 1, 2, 3."""
+    return _is(int, value) and value > 0
+
+
+def _is(kind: type, value: object) -> bool:
+    """Whether a value is of a type; True is no number here."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _as_tuple(option: str, value, wanted: str) -> tuple:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f'{option}={value!r}: expected {wanted}')
+    return tuple(value)

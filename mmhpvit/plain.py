@@ -10,6 +10,7 @@ from timm.layers import PatchEmbed
 from timm.models import is_model_in_modules
 from torch import nn
 
+from .options import check_rate
 from .positions import positions_of
 from .rotary import ROTARY
 
@@ -51,8 +52,7 @@ def build_plain_vit(name: str, drop_path_rate: float = 0.0, device: str | None =
     """
     if not isinstance(name, str):
         raise ValueError(f"plain={name!r}: expected a timm model name, such as 'vit_base_patch16_224.mae'")
-    if not 0 <= drop_path_rate < 1:
-        raise ValueError(f'drop_path_rate={drop_path_rate}: expected a probability, at least 0 and below 1')
+    check_rate('drop_path_rate', drop_path_rate)
     base, _, tag = name.partition('.')
     if not timm.is_model(base):
         raise ValueError(f'plain={name!r}: timm {timm.__version__} has no such model{_suggest(base)}')

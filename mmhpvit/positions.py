@@ -7,6 +7,7 @@ pre-training grid, at (i + 0.5) / 4 - 0.5.
 """
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -171,23 +172,25 @@ class ModulePositions(AbsolutePositions):
             bias = module_bias(module, shape, geometry.spacing, geometry.extent, geometry.prefix)[None]
             if own is None:
                 return block(x, shared_rel_pos=bias)
-            own.given = bias
+            _given.bias = bias
             try:
                 return block(x)
             finally:
                 # Also where recomputation stops early, which it does by an exception.
-                own.given = None
+                _given.bias = None
 
         return call
+
+
+# Of each thread its own: several may run one model at a time.
+_given = threading.local()
 
 
 class _Given:
     """A relative position module whose bias is that of the sequence at hand, not of the pre-training grid."""
 
-    given: Tensor | None = None
-
     def get_bias(self) -> Tensor:
-        return self.given
+        return _given.bias
 
 
 class _GivenMlp(_Given, RelPosMlp):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .hpvit import HPViT, upsample
 from .layouts import named_layout
-from .options import STRIDES, check_out_indices, preset_depths
+from .options import STRIDES, check_out_indices, is_count, preset_depths
 from .plain import build_plain_vit
 from .stages import Stage
 
@@ -82,9 +82,9 @@ class TwoScaleViT(HPViT):
         )
         self.levels = levels
         fine_depth = preset_depths('light', depth)[1] if fine_depth is None else fine_depth
-        if not isinstance(fine_depth, int) or not 1 <= fine_depth <= depth:
+        if not is_count(fine_depth) or fine_depth > depth:
             raise ValueError(f'fine_depth={fine_depth!r}: expected 1 to {depth}, the blocks of {plain}')
-        if not isinstance(grid_spacing, int) or grid_spacing < 1:
+        if not is_count(grid_spacing):
             raise ValueError(f'grid_spacing={grid_spacing!r}: expected a positive number')
         layout = named_layout('grid', 1, max(1, grid_spacing * self.patch // FINE_STRIDE))
         self.fine = Stage(FINE_STRIDE, 0, fine_depth, layout)

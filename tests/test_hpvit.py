@@ -1,5 +1,6 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -187,25 +188,76 @@ def test_kept_positions_follow_the_parameter():
 
     with torch.no_grad():
         before = backbone(x)[0]
-        kept = backbone._kept_positions[None][1]
+        kept = backbone._kept_positions._kept[None].positions
         assert torch.equal(backbone(x)[0], before)
-        assert backbone._kept_positions[None][1] is kept
+        assert backbone._kept_positions._kept[None].positions is kept
         backbone.load_state_dict({k: v + 0.1 for k, v in backbone.state_dict().items()})
         assert torch.equal(backbone(x)[0], fresh())
         backbone.pos_embed.add_(1)  # as an optimiser does
         assert torch.equal(backbone(x)[0], fresh())
         backbone.pos_embed.data = torch.randn_like(backbone.pos_embed)  # as averages are swapped in
         assert torch.equal(backbone(x)[0], fresh())
-        backbone(x)
-        backbone.train()
         backbone.pos_embed.data.mul_(2)  # as averages are updated
-        backbone.eval()
         assert torch.equal(backbone(x)[0], fresh())
         backbone(torch.randn(1, 3, 20, 48).double())
-        assert backbone._kept_positions[None][1].shape == (1, 5, 12, 48)
+        assert backbone._kept_positions._kept[None].positions.shape == (1, 5, 12, 48)
     backbone.pos_embed.grad = None
     backbone(x)[0].sum().backward()
     assert backbone.pos_embed.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_weights_put_in_for_a_call_are_those_that_count():
+    """torch.func's ways of running many models: memory is used again, and tensors may have none."""
+    backbone = build().eval()
+    x = torch.randn(1, 3, 48, 80).double()
+    weights = {name: param.detach() for name, param in backbone.named_parameters()}
+
+    def scaled(scale: float) -> torch.Tensor:
+        return torch.func.functional_call(backbone, {k: v * scale for k, v in weights.items()}, (x,))[0]
+
+    found = [scaled(scale) for scale in range(1, 6)]
+    for scale, map4 in enumerate(found, 1):
+        other = build().eval()
+        other.load_state_dict({k: v * scale for k, v in backbone.state_dict().items()})
+        torch.testing.assert_close(map4, other(x)[0], rtol=0, atol=0)
+    stacked = {k: torch.stack([v * scale for scale in range(1, 6)]) for k, v in weights.items()}
+    together = torch.func.vmap(lambda w: torch.func.functional_call(backbone, w, (x,))[0])(stacked)
+    torch.testing.assert_close(together, torch.stack(found), rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+def test_can_be_traced():
+    backbone = build().eval()
+    x = torch.randn(1, 3, 48, 80).double()
+    traced = torch.jit.trace(backbone, torch.randn_like(x))
+    for found, expected in zip(traced(x), backbone(x), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize('attention', ['grid', 'window', 'global'])
+def test_no_images_give_maps_of_none(attention):
+    maps = build(attention=attention)(torch.randn(0, 3, 50, 80).double())
+    assert [tuple(m.shape) for m in maps] == [(0, 48, -(-50 // s), -(-80 // s)) for s in (4, 8, 16, 32)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('plain', [TINY, *KINDS])
+def test_threads_do_not_meet(plain):
+    backbone = noisy(build(plain)).eval()
+    images = [torch.randn(1, 3, *size).double() for size in ((48, 80), (64, 32), (32, 32))]
+    expected = [backbone(x) for x in images]
+
+    def run(i: int) -> None:
+        with torch.no_grad():
+            for _ in range(10):
+                for found, right in zip(backbone(images[i]), expected[i], strict=True):
+                    torch.testing.assert_close(found, right, rtol=0, atol=1e-12)
+
+    with ThreadPoolExecutor(len(images)) as pool:
+        for done in [pool.submit(run, i) for i in range(len(images))]:
+            done.result()
 
 
 @pytest.mark.parametrize('plain', [TINY, 'tiny_registers', *KINDS])
@@ -381,10 +433,10 @@ def test_unknown_parameter_names_have_no_layer_id(name):
         (dict(depths='heavy'), r"depths='heavy': expected one of light, standard, dense"),
         (dict(depths=(-1, 1, 2, 2)), r'none negative'),
         (dict(attention='spiral'), r"'spiral'.*global, window, grid"),
-        (dict(attention=('grid', 'grid')), r'expected a str, or 4 of them'),
+        (dict(attention=('grid', 'grid')), r'expected one str for all stages, or 4 of them'),
         (dict(window_size=0), r'window_size=0: expected positive'),
         (dict(grid_spacing=(2, 2, 0, 1)), r'grid_spacing=\(2, 2, 0, 1\): expected positive'),
-        (dict(grid_spacing=1.5), r'grid_spacing=1\.5: expected a list or tuple'),
+        (dict(grid_spacing=1.5), r'grid_spacing=1\.5: expected one int for all stages'),
         (dict(pooling='max'), r"'max'.*conv, pick, avg"),
         (dict(patch_kernel='crop'), r"'crop'.*keep, resample"),
         (dict(out_indices=(0, 4)), r'\(0, 4\)'),
@@ -392,9 +444,22 @@ def test_unknown_parameter_names_have_no_layer_id(name):
         (dict(out_indices=(1, 1)), r'\(1, 1\)'),
         (dict(frozen_stages=5), r'frozen_stages=5'),
         (dict(frozen_stages='all'), r"frozen_stages='all'"),
-        (dict(depths=4), r'depths=4: expected a list or tuple'),
-        (dict(out_indices=3), r'out_indices=3: expected a list or tuple'),
-        (dict(attention=None), r'attention=None: expected a list or tuple'),
+        (dict(depths=4), r'depths=4: expected one of light, standard, dense, or 4 numbers'),
+        (dict(out_indices=3), r'out_indices=3: expected different levels out of'),
+        (dict(attention=None), r'attention=None: expected one str for all stages'),
+        (dict(out_indices=(True, 2)), r'\(True, 2\): expected different levels'),
+        (dict(out_indices=(0.0, 1)), r'\(0\.0, 1\): expected different levels'),
+        (dict(out_indices=[[0]]), r'expected different levels'),
+        (dict(frozen_stages=True), r'frozen_stages=True'),
+        (dict(window_size=True), r'window_size=True'),
+        (dict(depths=(1, 1, 1, True)), r'expected 4 numbers of blocks'),
+        (dict(keep_prefix='False'), r"keep_prefix='False': expected True or False"),
+        (dict(with_cp=1), r'with_cp=1: expected True or False'),
+        (dict(compile_blocks='no'), r"compile_blocks='no'"),
+        (dict(drop_path_rate='0.1'), r"drop_path_rate='0\.1': expected a probability"),
+        (dict(drop_path_rate=None), r'drop_path_rate=None'),
+        (dict(depths=(0, 0, 4, 0), out_indices=(2,), pooling='max'), r"pooling='max': expected one of conv"),
+        (dict(attention=('grid', 'gird', 'grid', 'grid'), out_indices=(0,)), r"attention='gird'"),
         (dict(drop_path_rate=1.5), r'drop_path_rate=1\.5'),
         (dict(plain=None), r'plain=None'),
         (dict(plain='tiny_patch61'), r'tiny_patch16'),

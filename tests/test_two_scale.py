@@ -94,11 +94,11 @@ def test_positions_of_both_strides_are_kept():
     backbone = TwoScaleViT(TINY).eval()
     x = torch.randn(1, 3, 64, 96)
     first = backbone(x)
-    kept = {stride: pos for stride, (_, pos) in backbone._kept_positions.items()}
+    kept = {stride: kept.positions for stride, kept in backbone._kept_positions._kept.items()}
     assert {stride: pos.shape[1:3] for stride, pos in kept.items()} == {None: (4, 6), 8: (8, 12)}
     for found, expected in zip(backbone(x), first, strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    assert all(backbone._kept_positions[stride][1] is pos for stride, pos in kept.items())
+    assert all(backbone._kept_positions._kept[stride].positions is pos for stride, pos in kept.items())
 
 
 def test_registered_and_refuses_what_cannot_be():

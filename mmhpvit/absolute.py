@@ -1,0 +1,86 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+"""The absolute position embedding at the tokens of a map of any size."""
+
+from dataclasses import dataclass
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+# From torch 2.3 on; before that blocks are not compiled.
+is_compiling = getattr(torch.compiler, 'is_compiling', lambda: False)
+
+
+def interpolate_positions(
+    embedding: Tensor, prefix: int, grid: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """Bring a position embedding to another size, as timm does.
+
+    Args:
+        embedding: (1, P + gh * gw, C), or as a map (1, gh, gw, C) without prefix.
+        prefix: Number P of entries for prefix tokens at its head.
+        grid: gh and gw.
+        size: H and W of the token map.
+
+    Returns:
+        (1, H, W, C), without the entries for prefix tokens.
+    """
+    places = embedding[:, prefix:].reshape(1, -1, embedding.shape[-1])
+    return resample_abs_pos_embed(places, size, old_size=grid, num_prefix_tokens=0).reshape(1, *size, -1)
+
+
+@dataclass
+class _Kept:
+    source: nn.Parameter
+    version: int
+    values: Tensor
+    positions: Tensor
+
+    def is_of(self, source: nn.Parameter, size: tuple[int, int]) -> bool:
+        now = self.positions
+        alike = (now.dtype, now.device, tuple(now.shape[1:3])) == (source.dtype, source.device, size)
+        if self.source is not source or not alike:
+            return False
+        return torch.equal(self.values, source) if source.is_cpu else self.version == source._version
+
+
+class KeptPositions:
+    """Interpolated positions of the last size under a key, for as long as what they came from stays as it is.
+
+    On a CPU interpolating is 2 to 8 % of a prediction, and whether the embedding is the same is told by its values:
+    averages of weights are written through ``.data``, which leaves no other trace. A GPU would have to be waited for to
+    compare values; it interpolates anew each time, except an embedding that the config freezes.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int | None, _Kept] = {}
+
+    def get(
+        self,
+        key: int | None,
+        embedding: Tensor,
+        prefix: int,
+        grid: tuple[int, int],
+        size: tuple[int, int],
+        frozen: bool,
+    ) -> Tensor:
+        """:func:`interpolate_positions`, or what it has returned before.
+
+        Args:
+            key: Which of several maps of one image it is for.
+            embedding, prefix, grid, size: As there.
+            frozen: Whether the embedding is never trained.
+        """
+        learns = embedding.requires_grad and torch.is_grad_enabled()
+        in_passing = torch.is_inference_mode_enabled() or is_compiling() or torch.jit.is_tracing()
+        # Tensors that stand for others (of torch.func, of FSDP, without memory) are not parameters of this very type.
+        if learns or in_passing or type(embedding) is not nn.Parameter or not (embedding.is_cpu or frozen):
+            return interpolate_positions(embedding, prefix, grid, size)
+        kept = self._kept.get(key)
+        if kept is None or not kept.is_of(embedding, size):
+            positions = interpolate_positions(embedding, prefix, grid, size)
+            if type(positions) is not Tensor:  # one that only stands for it, while operations are counted
+                return positions
+            kept = _Kept(embedding, embedding._version, embedding.detach().clone(), positions)
+            self._kept[key] = kept
+        return kept.positions
