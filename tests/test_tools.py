@@ -378,7 +378,10 @@ def test_options_of_a_backbone_that_cannot_be_are_one_line(tmp_path, env):
     for option, message in (
         ('depths=(3,3,3,2)', 'error: model.backbone: depths=(3, 3, 3, 2) sum to 11, but test_vit has'),
         ('plain=vit_tny_patch16_224', "error: model.backbone: plain='vit_tny_patch16_224'"),
-        ('colour=red', 'error: model.backbone: HPViT.__init__() got an unexpected keyword argument'),
+        (
+            'attnetion=grid',
+            "error: model.backbone: HPViT has no option 'attnetion'; did you mean 'attention'?",
+        ),
     ):
         output = train(SEGMENTER, tmp_path, '--cfg-options', f'model.backbone.{option}', env=env, fails=True)
         assert message in output
@@ -565,6 +568,18 @@ def test_slurm_launcher_sets_what_the_training_reads(tmp_path, env):
         (
             ['train.py', DETECTOR, '--cfg-options', 'optim_wraper.type=OptimWrapper'],
             "no 'optim_wraper'; did you mean 'optim_wrapper'",
+        ),
+        (
+            ['train.py', DETECTOR, '--cfg-options', 'model.type=EncoderDecoder'],
+            "model.type='EncoderDecoder' is of mmseg, and the config is one of mmdet",
+        ),
+        (
+            ['train.py', SEGMENTER, '--cfg-options', 'model.decode_head.num_classes=150'],
+            r'model\.decode_head\.num_classes=150: expected 5, the classes of train_dataloader\.dataset \(',
+        ),
+        (
+            ['train.py', SEGMENTER, '--cfg-options', 'param_scheduler.0.begin=9', 'param_scheduler.0.end=9'],
+            r'param_scheduler\.0 .*begins at 9 and ends at 9',
         ),
         (['test.py', SEGMENTER, 'nowhere.pth'], "checkpoint 'nowhere.pth' does not exist"),
         (['demo.py', '--weights', 'nowhere.pth'], "--weights 'nowhere.pth' does not exist"),

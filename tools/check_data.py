@@ -43,12 +43,29 @@ def check_data(cfg: Config, *loaders: str) -> None:
             f'{path} does not exist ({key}, looked from {Path.cwd()}); link the data there, or say where '
             f'it is: --cfg-options {" ".join(options)}'
         )
-    # Once a machine, so that each says it.
-    local_rank = next((os.environ[n] for n in LOCAL_RANKS if n in os.environ), 0)
-    if int(local_rank) == 0:
+    if first_of_the_machine():
         for key, dataset in found:
             _check_classes(key, dataset)
             _check_suffix(key, dataset)
+
+
+def first_of_the_machine() -> bool:
+    """Whether this process looks into files: one a machine, so that each says what is wrong there."""
+    return int(next((os.environ[n] for n in LOCAL_RANKS if n in os.environ), 0)) == 0
+
+
+def train_datasets(cfg: Config) -> list[tuple[str, ConfigDict]]:
+    """The data sets that are trained on, and where the config has them."""
+    loader = cfg.get('train_dataloader') or {}
+    return list(_datasets(loader.get('dataset') or {}, 'train_dataloader.dataset'))
+
+
+def named_classes(dataset: ConfigDict) -> list[str] | None:
+    """The names in ``metainfo.classes``, which may be those of a file's lines; None where there are none."""
+    classes = (dataset.get('metainfo') or {}).get('classes')
+    if isinstance(classes, str):
+        return Path(classes).read_text().splitlines() if os.path.isfile(classes) else None
+    return list(classes) if classes else None
 
 
 def _check_classes(key: str, dataset: ConfigDict) -> None:
@@ -68,11 +85,10 @@ def _check_classes(key: str, dataset: ConfigDict) -> None:
     path = os.path.join(dataset.get('data_root') or '', file)
     if not os.path.isfile(path):
         return
-    if isinstance(classes, str) and os.path.isfile(classes):
-        classes = Path(classes).read_text().splitlines()
-    elif isinstance(classes, str):
-        stop(f'{key}.metainfo.classes={classes!r}: expected a tuple of names, for one class ({classes!r},)')
-    names = _categories(path)
+    given, classes = classes, named_classes(dataset)
+    if classes is None:
+        stop(f'{key}.metainfo.classes={given!r}: expected a tuple of names, for one class ({given!r},)')
+    names = _categories(path, key)
     unknown = [name for name in classes if name not in names]
     if unknown:
         stop(f'{key}.metainfo.classes has {unknown[0]!r}, but the categories of {path} are {names}')
@@ -101,9 +117,13 @@ def _check_suffix(key: str, dataset: ConfigDict) -> None:
 
 
 @lru_cache
-def _categories(path: str) -> list[str]:
+def _categories(path: str, key: str) -> list[str]:
     """Names of the categories of a file in COCO's format, in its order."""
-    return [category['name'] for category in json.loads(Path(path).read_text())['categories']]
+    try:
+        return [category['name'] for category in json.loads(Path(path).read_text())['categories']]
+    except (ValueError, KeyError, TypeError) as error:
+        what = f'no {error}' if isinstance(error, KeyError) else error
+        stop(f"{path} is no whole file in COCO's format ({what}; {key}.ann_file); it may be cut off")
 
 
 def _datasets(dataset: ConfigDict, key: str) -> Iterator[tuple[str, ConfigDict]]:

@@ -6,6 +6,7 @@ import copy
 import gc
 import importlib
 import importlib.util
+import inspect
 import os
 import re
 import subprocess
@@ -142,7 +143,18 @@ def check_backbone(cfg: Config) -> None:
     try:
         with torch.device('meta'):
             kind(**options)
-    except (TypeError, ValueError) as error:
+    except TypeError as error:
+        known = [name for name in inspect.signature(kind).parameters]
+        unknown = [name for name in options if name not in known]
+        if not unknown:
+            stop(f'model.backbone: {error}')
+        close = get_close_matches(unknown[0], known, n=1)
+        hint = f'did you mean {close[0]!r}?' if close else f'it has {", ".join(known)}'
+        stop(
+            f'model.backbone: {kind.__name__} has no option {unknown[0]!r}; {hint} Of an inherited backbone: '
+            'dict(_delete_=True, ...)'
+        )
+    except ValueError as error:
         stop(f'model.backbone: {error}')
 
 
@@ -164,7 +176,7 @@ def warn_of_normalisation(cfg: Config) -> None:
         wanted = ' or '.join(f'mean={list(mean)}, std={list(std)}' for mean, std in known)
         print(
             f'WARNING: model.data_preprocessor has mean={list(given.mean)}, std={list(given.std)}; weights of {plain} '
-            f'were trained with {wanted}, and lose much of what they know without',
+            f'were trained with {wanted}, and lose much of what they know without; set model.data_preprocessor',
             flush=True,
         )
 

@@ -4,6 +4,13 @@
 import argparse
 
 from check_data import check_data
+from check_model import (
+    check_library,
+    check_num_classes,
+    check_plain_weights,
+    check_schedule,
+    warn_of_warm_up,
+)
 from launch import (
     add_common_options,
     build_runner,
@@ -52,11 +59,16 @@ def main() -> None:
     if found:
         cfg.resume, cfg.load_from = True, found
     check_amp(cfg)
+    check_library(cfg)
     check_backbone(cfg)
     check_weights(cfg)
+    check_schedule(cfg)
     check_data(cfg, 'train_dataloader', *(['val_dataloader'] if cfg.get('val_cfg') is not None else []))
+    check_num_classes(cfg)
+    check_plain_weights(cfg)
     runner = build_runner(cfg)
     warn_of_normalisation(cfg)
+    warn_of_warm_up(cfg, runner.train_loop.max_iters)
     runner.train()
     del runner
     leave_processes()
