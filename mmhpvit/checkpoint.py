@@ -155,7 +155,7 @@ def _load_pickle(path: Path) -> object:
         with _namespaces_allowed():
             return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        wanted = re.search(r'(?:GLOBAL|global:?) ([\w.]+)', str(error))
+        wanted = re.search(r'(?:GLOBAL|global:?) (?!GLOBAL)([\w.]+)', str(error))
         if 'nsupported' in str(error) and wanted:
             raise ValueError(
                 f'checkpoint {str(path)!r} was refused: reading it would run {wanted[1]}, and a checkpoint '
@@ -170,7 +170,7 @@ def _load_pickle(path: Path) -> object:
                 f'checkpoint {str(path)!r} is a TorchScript archive, as OpenAI publishes CLIP, which holds code; '
                 'save torch.jit.load(FILE).state_dict() and give that, or take the same weights from elsewhere'
             ) from error
-        reason = _kind_of(path) or str(error).split('\n')[0][:120] or type(error).__name__
+        reason = _kind_of(path) or f'{type(error).__name__} {error}'.split('\n')[0][:120].strip()
         raise DamagedError(f'checkpoint {str(path)!r} cannot be read ({reason}){_AGAIN}') from error
 
 

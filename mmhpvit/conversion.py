@@ -21,6 +21,10 @@ _TABLE = 'relative_position_bias_table'
 
 Weights = dict[str, Tensor]
 
+_WHICH = 'set plain= to the timm name of the ViT that it is of (tools/inspect_checkpoint.py FILE lists those that fit)'
+# What the backbones of this package have beside a plain ViT.
+_OURS = re.compile(r'(pools|out_norms|pyramid)\.\d')
+
 
 def expected_weights(plain: nn.Module) -> Weights:
     """The weights of the body of a plain ViT, without neck and head."""
@@ -210,7 +214,7 @@ def _through_timm(weights: Weights, plain: nn.Module, report: LoadReport) -> Wei
         reason = str(error).split('\n')[0]
         raise ValueError(
             f'the weights of {report.source} cannot be brought to the shapes of '
-            f'plain={report.plain!r} ({reason})'
+            f'plain={report.plain!r} ({reason}); {_WHICH}'
         ) from error
 
 
@@ -273,7 +277,7 @@ def _check_geometry(weights: Weights, plain: nn.Module, report: LoadReport) -> N
     if KERNEL not in weights:
         raise ValueError(
             f'checkpoint {report.source!r} has names of {report.naming}, which belong to another kind of ViT '
-            f'than plain={report.plain!r}; set plain= to the timm name of the ViT that it is of'
+            f'than plain={report.plain!r}; {_WHICH}'
         )
     blocks = [int(m[1]) for name in weights if (m := re.match(r'blocks\.(\d+)\.', name))]
     found = {'width': weights[KERNEL].shape[0], 'depth': max(blocks, default=-1) + 1}
@@ -282,11 +286,16 @@ def _check_geometry(weights: Weights, plain: nn.Module, report: LoadReport) -> N
     if wrong:
         raise ValueError(
             f'checkpoint {report.source!r} has {" and ".join(wrong)}: it is not of '
-            f'plain={report.plain!r}; set plain= to the timm name of a ViT of that width and depth'
+            f'plain={report.plain!r}; {_WHICH}'
         )
 
 
 def _check_names(weights: Weights, expected: Weights, report: LoadReport) -> None:
+    if any(_OURS.match(name) for name in weights):
+        raise ValueError(
+            f'checkpoint {report.source!r} is of a backbone of this package, not of a plain ViT; load it by '
+            "init_cfg=dict(type='Pretrained', checkpoint=FILE, prefix='backbone.'), or by load_from"
+        )
     missing = [name for name in expected if name not in weights]
     if not any(name.startswith('norm.') for name in weights):
         # A ViT without a final norm, or with one behind its pooling: the norms of the levels start anew.

@@ -1,6 +1,8 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """Layer-wise learning-rate decay that asks the backbone for the depth of its parameters."""
 
+import logging
+
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
@@ -32,8 +34,8 @@ class LayerIdDecayConstructor(DefaultOptimWrapperConstructor):
             replacing the exemption from weight decay where it is given. The longest match counts.
 
     Raises:
-        ValueError: No or a wrong ``decay_rate``, an unknown key in ``paramwise_cfg``, an optimizer without
-            ``lr`` or ``weight_decay`` (when built); a
+        ValueError: No or a wrong ``decay_rate``, an unknown key in ``paramwise_cfg`` or in one
+            of its ``custom_keys``, an optimizer without ``lr`` or ``weight_decay`` (when built); a
             model without a module that has ``layer_id``, or flattened by FSDP 1 (when called).
     """
 
@@ -50,6 +52,12 @@ class LayerIdDecayConstructor(DefaultOptimWrapperConstructor):
                 f'paramwise_cfg of {type(self).__name__} has unknown {sorted(unknown)}; '
                 "expected 'decay_rate' and 'custom_keys'"
             )
+        for key, given in (paramwise_cfg.get('custom_keys') or {}).items():
+            if not isinstance(given, dict) or not set(given) <= {'lr_mult', 'decay_mult'}:
+                raise ValueError(
+                    f"custom_keys[{key!r}]={given!r} in paramwise_cfg: expected 'lr_mult' and 'decay_mult', with "
+                    'a number each, such as dict(lr_mult=0.1)'
+                )
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
         if self.base_lr is None or self.base_wd is None:
             raise ValueError(
@@ -95,6 +103,12 @@ class LayerIdDecayConstructor(DefaultOptimWrapperConstructor):
             group['param_names'].append(clean)
         ordered = sorted(groups.values(), key=lambda g: (-g['lr'], -g['weight_decay']))
         self._log(ordered)
+        names = [name for group in ordered for name in group['param_names']]
+        for key in self.paramwise_cfg.get('custom_keys', {}):
+            if not any(key in name for name in names):
+                print_log(
+                    f'custom_keys: no trained parameter has {key!r} in its name', 'current', logging.WARNING
+                )
         return ordered
 
     def _scaled(self, name: str, scale: float, decay_scale: float) -> tuple[float, float]:

@@ -41,11 +41,15 @@ def load_plain_weights(
         TypeError: Another module than these, or something else than a path.
         FileNotFoundError, OSError: A file that is not there, a download that failed.
         ValueError: A file that cannot be read, does not belong to this plain ViT, lacks weights or has
-            weights that are not known to be superfluous, or values that are no numbers.
+            weights that are not known to be superfluous, or values that are no numbers; a backbone on ``meta``.
     """
     if not isinstance(getattr(backbone, 'plain', None), str):
         raise TypeError(
             f'weights are loaded into a backbone of this package, not into a {type(backbone).__name__}'
+        )
+    if any(param.is_meta for param in backbone.parameters()):
+        raise ValueError(
+            'weights are loaded into a backbone that has memory for them, and this one is on meta'
         )
     plain = build_plain_vit(backbone.plain)
     weights, shapes, report = plain_weights(plain, backbone.plain, checkpoint, source)

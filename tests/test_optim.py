@@ -4,6 +4,7 @@ import torch
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
+import mmhpvit.optim
 from mmhpvit import HPViT, LayerIdDecayConstructor, PlainViTPyramid, TwoScaleViT
 
 
@@ -85,6 +86,24 @@ def test_custom_keys_multiply_and_the_longest_match_counts():
     assert found['backbone.blocks.1.attn.qkv.bias'] == (0.1 / 2**3 * 10, 0.0)
     assert found['backbone.pos_embed'] == (0.1 / 2**5, 0.5)
     assert found['head.0.weight'] == (0.2, 0.0)
+
+
+@pytest.mark.parametrize('given', [dict(lr_mul=0.1), 0.1, None])
+def test_custom_keys_that_say_nothing_are_refused(given):
+    with pytest.raises(
+        ValueError, match=r"custom_keys\['backbone'\].*expected 'lr_mult' and 'decay_mult'"
+    ) as error:
+        build_optim_wrapper(Detector(HPViT('tiny_patch16')), config(custom_keys={'backbone': given}))
+    assert '\n' not in str(error.value)
+
+
+def test_custom_keys_that_meet_no_parameter_are_said(monkeypatch):
+    said = []
+    monkeypatch.setattr(mmhpvit.optim, 'print_log', lambda message, *args, **options: said.append(message))
+    custom = {'absolute_pos_embed': dict(decay_mult=0.0), 'head': dict(lr_mult=2.0)}
+    build_optim_wrapper(Detector(HPViT('tiny_patch16')), config(custom_keys=custom))
+    assert [message for message in said if "no trained parameter has 'absolute_pos_embed'" in message]
+    assert not [message for message in said if "has 'head'" in message]
 
 
 def test_frozen_parameters_are_in_no_group():

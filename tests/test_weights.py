@@ -611,3 +611,42 @@ def test_initialiser_loads_last_and_logs_the_report(tmp_path, monkeypatch):
 def test_initialiser_is_for_this_packages_backbones():
     with pytest.raises(TypeError, match='not into a Linear'):
         mmhpvit.PlainViTInit('file.pth')(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize('make', [HPViT, PlainViTPyramid])
+def test_trained_backbones_are_told_from_plain_vits(make, tmp_path):
+    torch.save(
+        dict(state_dict={f'backbone.{k}': v for k, v in make(TINY).state_dict().items()}),
+        tmp_path / 'own.pth',
+    )
+    with pytest.raises(
+        ValueError, match=r"of a backbone of this package.*type='Pretrained'.*prefix='backbone\.'"
+    ):
+        load_plain_weights(make(TINY), tmp_path / 'own.pth')
+
+
+def test_whole_models_are_refused_by_the_name_of_their_class(tmp_path):
+    torch.save(timm.create_model(TINY), tmp_path / 'whole.pth')
+    with pytest.raises(
+        ValueError, match=r'reading it would run timm\.models\.vision_transformer\.VisionTransformer'
+    ):
+        load_plain_weights(HPViT(TINY), tmp_path / 'whole.pth')
+
+
+def test_positions_without_the_class_tokens_say_what_to_do(tmp_path):
+    torch.save(
+        {k: v for k, v in timm.create_model(TINY, class_token=False, global_pool='avg').state_dict().items()}
+        | {'cls_token': torch.zeros(1, 1, 48)},
+        tmp_path / 'vit.pth',
+    )
+    with pytest.raises(ValueError, match=r'set plain= to the timm name of the ViT') as error:
+        load_plain_weights(HPViT(TINY), tmp_path / 'vit.pth')
+    assert '\n' not in str(error.value)
+
+
+def test_backbones_without_memory_take_no_weights(tmp_path):
+    torch.save(timm.create_model(TINY).state_dict(), tmp_path / 'vit.pth')
+    with torch.device('meta'):
+        backbone = HPViT(TINY)
+    with pytest.raises(ValueError, match='this one is on meta'):
+        load_plain_weights(backbone, tmp_path / 'vit.pth')
