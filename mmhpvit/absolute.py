@@ -72,9 +72,10 @@ class KeptPositions:
             frozen: Whether the embedding is never trained.
         """
         learns = embedding.requires_grad and torch.is_grad_enabled()
-        in_passing = torch.is_inference_mode_enabled() or is_compiling() or torch.jit.is_tracing()
+        # Compiling comes first: it knows nothing of inference mode.
+        in_passing = is_compiling() or torch.jit.is_tracing() or torch.is_inference_mode_enabled()
         # Tensors that stand for others (of torch.func, of FSDP, without memory) are not parameters of this very type.
-        if learns or in_passing or type(embedding) is not nn.Parameter or not (embedding.is_cpu or frozen):
+        if in_passing or learns or type(embedding) is not nn.Parameter or not (embedding.is_cpu or frozen):
             return interpolate_positions(embedding, prefix, grid, size)
         kept = self._kept.get(key)
         if kept is None or not kept.is_of(embedding, size):

@@ -104,10 +104,11 @@ def test_products_are_found_with_their_shapes():
 
 
 @pytest.mark.slow
-def test_forward_is_one_graph_that_serves_all_sizes():
+@pytest.mark.parametrize('trains', [True, False])
+def test_forward_is_one_graph_that_serves_all_sizes(trains):
     """No value is taken from the device to the host, and another size is no new graph."""
     counter = CompileCounter()
-    backbone = HPViT('tiny_patch16').train()
+    backbone = HPViT('tiny_patch16').train(trains).requires_grad_(trains)
     compiled = torch.compile(backbone, backend=counter, fullgraph=True, dynamic=True)
     for size in [(96, 128), (128, 160), (192, 96), (320, 256)]:
         x = torch.randn(2, 3, *size)
