@@ -61,27 +61,28 @@ class KeptPositions:
         embedding: Tensor,
         prefix: int,
         grid: tuple[int, int],
-        size: tuple[int, int],
+        tokens: Tensor,
         frozen: bool,
     ) -> Tensor:
         """:func:`interpolate_positions`, or what it has returned before.
 
         Args:
             key: Which of several maps of one image it is for.
-            embedding, prefix, grid, size: As there.
+            embedding, prefix, grid: As there.
+            tokens: The map that they are for, (B, H, W, C).
             frozen: Whether the embedding is never trained.
         """
         learns = embedding.requires_grad and torch.is_grad_enabled()
+        size = tuple(tokens.shape[1:3])
         # Compiling comes first: it knows nothing of inference mode.
         in_passing = is_compiling() or torch.jit.is_tracing() or torch.is_inference_mode_enabled()
-        # Tensors that stand for others (of torch.func, of FSDP, without memory) are not parameters of this very type.
-        if in_passing or learns or type(embedding) is not nn.Parameter or not (embedding.is_cpu or frozen):
+        # Tensors that stand for others (of torch.func, of FSDP, of a count of operations) have other types.
+        real = type(embedding) is nn.Parameter and type(tokens) is Tensor
+        if in_passing or learns or not real or not (embedding.is_cpu or frozen):
             return interpolate_positions(embedding, prefix, grid, size)
         kept = self._kept.get(key)
         if kept is None or not kept.is_of(embedding, size):
             positions = interpolate_positions(embedding, prefix, grid, size)
-            if type(positions) is not Tensor:  # one that only stands for it, while operations are counted
-                return positions
             kept = _Kept(embedding, embedding._version, embedding.detach().clone(), positions)
             self._kept[key] = kept
         return kept.positions

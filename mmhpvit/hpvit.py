@@ -233,11 +233,11 @@ class HPViT(BaseModule):
     def _embed(self, x: Tensor, stride: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Images (B, 3, H, W) to tokens (B, h, w, C) and prefix tokens (B, P, C) or None."""
         tokens = self.patch_embed(x, stride)
-        b, h, w, _ = tokens.shape
+        b = len(tokens)
         in_prefix = self.prefix_in_pos_embed
         if self.pos_embed is not None:
             kept, frozen = self._kept_positions, self.frozen_stages >= 0
-            tokens = tokens + kept.get(stride, self.pos_embed, in_prefix, self.pos_grid, (h, w), frozen)
+            tokens = tokens + kept.get(stride, self.pos_embed, in_prefix, self.pos_grid, tokens, frozen)
         tokens = self.norm_pre(self.pos_drop(tokens))
         if not self.prefix_names:
             return tokens, None

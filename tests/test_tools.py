@@ -107,7 +107,7 @@ def test_killed_training_resumes_where_it_was(config, tmp_path, env):
             time.sleep(0.2)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    last = Path((tmp_path / 'last_checkpoint').read_text().strip())
+    last = Path(launch.latest_checkpoint(str(tmp_path)))
     before = load(last)
     done = int(re.search(r'iter_(\d+)', last.name)[1])
     assert before['meta']['iter'] == done
@@ -192,12 +192,12 @@ def test_two_processes_follow_the_loss_curve_of_one(without_chance, tmp_path, en
     log = run(*command, '--work-dir', tmp_path / 'test', *parts, *gone, env=env)
     assert re.search('mIoU: .*', log)[0].split()[:2] == expected
     other = (
-        'model.decode_head.num_classes=7',
+        'model.decode_head.channels=40',
         'train_cfg.max_iters=1',
         f'load_from={sharded / "iter_12.pth"}',
     )
     log = two_processes(without_chance, tmp_path / 'other', *parts, *other, env=env)
-    assert 'decode_head.conv_seg.weight has (5, 32, 1, 1), expected (7, 32, 1, 1)' in log
+    assert 'decode_head.conv_seg.weight has (5, 32, 1, 1), expected (5, 40, 1, 1)' in log
     assert 'is missing' not in log
     log = run(
         *('bash', 'tools/dist_train.sh', without_chance, '2', '--work-dir', tmp_path / 'mixed'),
@@ -289,6 +289,24 @@ def test_wrong_mean_and_deviation_are_said_before_training(plain, mean, warned, 
         Config(dict(model=dict(backbone=model['backbone']), data_preprocessor=beside))
     )
     assert 'mean=[1.0, 1.0, 1.0]' in capsys.readouterr().out
+
+
+def test_what_a_death_left_behind_is_gone_on_from(tmp_path, capsys):
+    """mmengine writes the name of the last checkpoint in place, and may remove that one before it writes the next."""
+    assert launch.latest_checkpoint(str(tmp_path)) is None
+    for number in (900, 1000):
+        torch.save(dict(state_dict={}), tmp_path / f'iter_{number}.pth')
+    torch.save(dict(state_dict={}), tmp_path / 'best_mIoU_iter_1200.pth')
+    whole = (tmp_path / 'iter_1000.pth').read_bytes()
+    (tmp_path / 'iter_1100.pth').write_bytes(whole[: len(whole) // 2])
+    name = tmp_path / 'last_checkpoint'
+    name.write_text(str(tmp_path / 'iter_900.pth'))
+    assert launch.latest_checkpoint(str(tmp_path)) == str(tmp_path / 'iter_900.pth')
+    assert capsys.readouterr().out == ''
+    for left in ('', str(tmp_path / 'iter_800.pth'), str(tmp_path / 'iter_1100.pth'), None):
+        name.unlink() if left is None else name.write_text(left)
+        assert launch.latest_checkpoint(str(tmp_path)) == str(tmp_path / 'iter_1000.pth')
+        assert 'goes on from' in capsys.readouterr().out
 
 
 def test_first_start_with_resume_is_a_start(tmp_path, env):

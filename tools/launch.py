@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -99,6 +100,31 @@ def build_runner(cfg: Config) -> Runner:
     if not torch.cuda.is_available() and cfg.launcher != 'none':
         _use_gloo(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def latest_checkpoint(work_dir: str) -> str | None:
+    """The checkpoint to go on from: the one that mmengine calls the last, or else the newest whole one.
+
+    A death while ``last_checkpoint`` is written leaves it empty, and one between the removal of an old checkpoint and
+    the next leaves it with the name of what is gone.
+    """
+    name = Path(work_dir, 'last_checkpoint')
+    last = name.read_text().strip() if name.is_file() else ''
+    # The directory of a zip archive is at its end, so one that was cut off is none.
+    if last and ('://' in last or zipfile.is_zipfile(last)):
+        return last
+    found = [
+        (int(m[1]), path) for path in Path(work_dir).glob('*.pth') if (m := _CHECKPOINT.match(path.name))
+    ]
+    for _, path in sorted(found, reverse=True):
+        if zipfile.is_zipfile(path):
+            said = f'names {last!r}, which is no whole file' if last else 'is empty or not there'
+            print(f'{name} {said}; goes on from {path}', flush=True)
+            return str(path)
+    return None
+
+
+_CHECKPOINT = re.compile(r'(?:iter|epoch)_(\d+)\.pth$')
 
 
 def leave_processes() -> None:

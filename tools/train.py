@@ -17,12 +17,12 @@ from launch import (
     check_amp,
     check_backbone,
     check_weights,
+    latest_checkpoint,
     leave_processes,
     load_config,
     stop,
     warn_of_normalisation,
 )
-from mmengine.runner import find_latest_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -55,7 +55,7 @@ def main() -> None:
             stop('--auto-scale-lr: the config has no auto_scale_lr.base_batch_size to scale from')
         cfg.auto_scale_lr.enable = True
     # A first start has nothing to go on from, and begins as without --resume.
-    found = find_latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
+    found = latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
     if found:
         cfg.resume, cfg.load_from = True, found
     check_amp(cfg)
