@@ -233,7 +233,7 @@ class HPViT(BaseModule):
     def _embed(self, x: Tensor, stride: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Images (B, 3, H, W) to tokens (B, h, w, C) and prefix tokens (B, P, C) or None."""
         tokens = self.patch_embed(x, stride)
-        b = len(tokens)
+        b = tokens.shape[0]  # len() would be a constant to torch.export
         in_prefix = self.prefix_in_pos_embed
         if self.pos_embed is not None:
             kept, frozen = self._kept_positions, self.frozen_stages >= 0
