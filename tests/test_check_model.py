@@ -59,6 +59,20 @@ def test_classes_of_a_type_of_data_count_where_none_are_named():
         check_model.check_num_classes(cfg)
 
 
+def test_parts_of_the_classes_that_heads_may_have_pass():
+    """PanopticFPN's boxes are of things alone; without the class 0 of the maps one is gone."""
+    loader = dict(dataset=dict(type='CocoPanopticDataset'))
+    cfg = config(train_dataloader=loader, model=dict(type='PanopticFPN', bbox_head=dict(num_classes=80)))
+    check_model.check_library(cfg)
+    check_model.check_num_classes(cfg)
+    cfg.model.bbox_head.num_classes = 91
+    with pytest.raises(SystemExit, match='expected 133'):
+        check_model.check_num_classes(cfg)
+    cfg = config(model=dict(bbox_head=dict(num_classes=1)))
+    cfg.train_dataloader.dataset.reduce_zero_label = True
+    check_model.check_num_classes(cfg)
+
+
 def test_data_that_tells_its_classes_by_files_passes():
     loader = dict(dataset=dict(type='BaseSegDataset'))
     cfg = config(default_scope='mmseg', model=dict(type='EncoderDecoder'), train_dataloader=loader)

@@ -303,10 +303,21 @@ def test_what_a_death_left_behind_is_gone_on_from(tmp_path, capsys):
     name.write_text(str(tmp_path / 'iter_900.pth'))
     assert launch.latest_checkpoint(str(tmp_path)) == str(tmp_path / 'iter_900.pth')
     assert capsys.readouterr().out == ''
+    (tmp_path / 'folder').mkdir()
+    name.write_text(str(tmp_path / 'folder'))
+    assert launch.latest_checkpoint(str(tmp_path)) == str(tmp_path / 'folder')
     for left in ('', str(tmp_path / 'iter_800.pth'), str(tmp_path / 'iter_1100.pth'), None):
         name.unlink() if left is None else name.write_text(left)
         assert launch.latest_checkpoint(str(tmp_path)) == str(tmp_path / 'iter_1000.pth')
         assert 'goes on from' in capsys.readouterr().out
+    for whole in (900, 1000):
+        (tmp_path / f'iter_{whole}.pth').unlink()
+    assert launch.latest_checkpoint(str(tmp_path)) is None
+    assert 'begins anew' in capsys.readouterr().out
+    for left in ('', str(tmp_path / 'iter_1100.pth')):
+        name.write_text(left)
+        with pytest.raises(SystemExit, match='no whole checkpoint to go on from'):
+            launch.latest_checkpoint(str(tmp_path))
 
 
 def test_first_start_with_resume_is_a_start(tmp_path, env):

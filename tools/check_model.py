@@ -41,13 +41,17 @@ def _registered(root: Registry, name: str, library: str) -> type | None:
 def check_num_classes(cfg: Config) -> None:
     """Stop where a head has another number of classes than the training data."""
     for key, dataset in train_datasets(cfg):
-        classes = _classes(dataset, cfg.get('default_scope') or 'mmengine')
+        named = _classes(dataset, cfg.get('default_scope') or 'mmengine')
+        classes = named.get('classes')
         if not classes:
             continue
+        fitting = {len(classes), len(named.get('thing_classes', classes))}
+        if dataset.get('reduce_zero_label'):
+            fitting.add(len(classes) - 1)
         for name, head in _heads(cfg.model, 'model'):
             keys = [k for k in ('num_classes', 'num_things_classes', 'num_stuff_classes') if k in head]
             given = sum(head[k] for k in keys)
-            if keys and given != len(classes):
+            if keys and given not in fitting:
                 few = ', '.join(map(str, classes[:4])) + (', ...' if len(classes) > 4 else '')
                 stop(
                     f'{name}.{keys[0]}={head[keys[0]]}: expected {len(classes)}, the classes of {key} ({few}); '
@@ -55,14 +59,17 @@ def check_num_classes(cfg: Config) -> None:
                 )
 
 
-def _classes(dataset: ConfigDict, library: str) -> list[str] | None:
-    """Names of the classes of a data set: the config's, or its type's own; None where it tells them by its files."""
+def _classes(dataset: ConfigDict, library: str) -> dict:
+    """Names of the classes of a data set: the config's, or its type's own; none where it tells them by its files.
+
+    Panoptic data has ``thing_classes`` as well, the part of them that boxes and masks are of.
+    """
     named = named_classes(dataset)
     if named is not None:
-        return named
+        return dict(classes=named)
     kind = dataset.get('type')
     kind = _registered(DATASETS, kind, library) if isinstance(kind, str) else kind
-    return list((getattr(kind, 'METAINFO', None) or {}).get('classes') or ()) or None
+    return getattr(kind, 'METAINFO', None) or {}
 
 
 def _heads(node: object, key: str, is_head: bool = False) -> Iterator[tuple[str, ConfigDict]]:

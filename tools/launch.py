@@ -103,15 +103,15 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def latest_checkpoint(work_dir: str) -> str | None:
-    """The checkpoint to go on from: the one that mmengine calls the last, or else the newest whole one.
+    """The checkpoint to go on from: the one that mmengine calls the last, or else the newest whole one; None at first.
 
     A death while ``last_checkpoint`` is written leaves it empty, and one between the removal of an old checkpoint and
     the next leaves it with the name of what is gone.
     """
     name = Path(work_dir, 'last_checkpoint')
     last = name.read_text().strip() if name.is_file() else ''
-    # The directory of a zip archive is at its end, so one that was cut off is none.
-    if last and ('://' in last or zipfile.is_zipfile(last)):
+    # The table of a zip archive is at its end, so one that was cut off is none. Some strategies write folders.
+    if last and ('://' in last or os.path.isdir(last) or zipfile.is_zipfile(last)):
         return last
     found = [
         (int(m[1]), path) for path in Path(work_dir).glob('*.pth') if (m := _CHECKPOINT.match(path.name))
@@ -121,6 +121,12 @@ def latest_checkpoint(work_dir: str) -> str | None:
             said = f'names {last!r}, which is no whole file' if last else 'is empty or not there'
             print(f'{name} {said}; goes on from {path}', flush=True)
             return str(path)
+    if name.exists():
+        stop(
+            f'{work_dir} has no whole checkpoint to go on from, and {name} says {last!r}; to begin anew delete that file'
+        )
+    if found:
+        print(f'{found[0][1]} was cut off, and nothing was saved before it; begins anew', flush=True)
     return None
 
 
@@ -170,15 +176,15 @@ def check_backbone(cfg: Config) -> None:
         with torch.device('meta'):
             kind(**options)
     except TypeError as error:
-        known = [name for name in inspect.signature(kind).parameters]
+        known = list(inspect.signature(kind).parameters)
         unknown = [name for name in options if name not in known]
         if not unknown:
             stop(f'model.backbone: {error}')
         close = get_close_matches(unknown[0], known, n=1)
-        hint = f'did you mean {close[0]!r}?' if close else f'it has {", ".join(known)}'
+        hint = f'did you mean {close[0]!r}' if close else f'it has {", ".join(known)}'
         stop(
-            f'model.backbone: {kind.__name__} has no option {unknown[0]!r}; {hint} Of an inherited backbone: '
-            'dict(_delete_=True, ...)'
+            f'model.backbone: {kind.__name__} has no option {unknown[0]!r}; {hint}? Options of the backbone before it '
+            'go by backbone=dict(_delete_=True, ...)'
         )
     except ValueError as error:
         stop(f'model.backbone: {error}')
