@@ -14,7 +14,7 @@ is_compiling = getattr(torch.compiler, 'is_compiling', lambda: False)
 def interpolate_positions(
     embedding: Tensor, prefix: int, grid: tuple[int, int], size: tuple[int, int]
 ) -> Tensor:
-    """Bring a position embedding to another size, as timm does.
+    """Bring a position embedding to another size, as timm does (bicubic, antialiased, computed in float32).
 
     Args:
         embedding: (1, P + gh * gw, C), or as a map (1, gh, gw, C) without prefix.
@@ -23,7 +23,7 @@ def interpolate_positions(
         size: H and W of the token map.
 
     Returns:
-        (1, H, W, C), without the entries for prefix tokens.
+        (1, H, W, C) in the type of ``embedding``, without the entries for prefix tokens.
     """
     places = embedding[:, prefix:].reshape(1, -1, embedding.shape[-1])
     return resample_abs_pos_embed(places, size, old_size=grid, num_prefix_tokens=0).reshape(1, *size, -1)

@@ -36,7 +36,7 @@ class ImageDropPath(nn.Module):
         """Drop (images * sequences, ...) for some images, and scale up what stays, in training."""
         if not self.training:
             return x
-        return (x.reshape(len(self.kept), -1) * self.kept).reshape(x.shape)
+        return (x.reshape(self.kept.shape[0], -1) * self.kept).reshape(x.shape)
 
 
 def drop_whole_images(block: nn.Module) -> None:

@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, cat, nn
-from torch.utils.checkpoint import checkpoint
 
-from .absolute import KeptPositions, is_compiling
-from .drop_path import drop_paths, drop_whole_images, run_block
+from .absolute import KeptPositions
+from .drop_path import drop_whole_images
 from .embed import PATCH_KERNELS, PatchEmbedding, power_of_two_patch
-from .layouts import LAYOUTS, partition, restore
+from .layouts import LAYOUTS
 from .options import (
     STRIDES,
     check_choice,
@@ -28,14 +27,9 @@ from .options import (
 )
 from .plain import PREFIX_TOKENS, SHARED_POSITIONS, build_plain_vit
 from .pooling import POOLINGS, build_pooling
-from .positions import BlockCall, Geometry, positions_of
+from .positions import Geometry, positions_of
+from .sequences import run_blocks
 from .stages import Stage, plan_stages
-
-# On two cores, ViT-Ti and -B at 512x512 predict in a seventh less time so than with all sequences at once; 1000 to
-# 8000 were tried.
-_CACHED_TOKENS = 2100
-# Enough to keep a GPU busy with one layer.
-_RECOMPUTED_TOKENS = 16384
 
 
 @MODELS.register_module()
@@ -253,49 +247,8 @@ class HPViT(BaseModule):
         size = tuple(tokens.shape[1:3])
         shared = getattr(self, self.shared_names[0]) if self.shared_names else None
         calls = self.positions.calls(self._geometry(stage, size), shared, tokens.device)
-        blocks = self.blocks[stage.start : stage.stop]
-        kept = [[path.draw(tokens, len(tokens)) for path in drop_paths(block)] for block in blocks]
-        groups, prefixes = [], []
-        for group, call in zip(partition(tokens, stage.layout), calls, strict=True):
-            b, n, _, c = group.shape
-            p = 0
-            if prefix is not None:
-                p = prefix.shape[1]
-                group = cat([prefix[:, None].expand(b, n, p, c), group], dim=2)
-            x = self._run_sequences(stage, call, group, kept)
-            prefixes.append(x[:, :, :p])
-            groups.append(x[:, :, p:])
-        tokens = restore(groups, stage.layout, size)
-        if prefix is not None:
-            prefix = (prefixes[0] if len(prefixes) == 1 else cat(prefixes, dim=1)).mean(dim=1)
-        return tokens, prefix
-
-    def _run_sequences(self, stage: Stage, call: BlockCall, group: Tensor, kept: list[list]) -> Tensor:
-        """Run the blocks of a stage on sequences (B, n, P + L, C), which know nothing of each other."""
-        b, n, length, _ = group.shape
-        step = max(1, self._tokens_at_a_time(group.device.type, n * b * length) // max(b * length, 1))
-        parts = []
-        for start in range(0, n, step):
-            part = slice(start, min(start + step, n))
-            x = group[:, part].flatten(0, 1)
-            for index, drawn in enumerate(kept, stage.start):
-                args = call, self.blocks[index], index, x, b, part, drawn
-                again = self.with_cp and self.training
-                x = checkpoint(run_block, *args, use_reentrant=False) if again else run_block(*args)
-            parts.append(x.unflatten(0, (b, part.stop - part.start)))
-        return parts[0] if len(parts) == 1 else cat(parts, dim=1)
-
-    def _tokens_at_a_time(self, device: str, everything: int) -> int:
-        """How many tokens of a group of sequences go through the blocks together.
-
-        Few stay in the cache of a CPU, and take little memory to predict or to recompute. A GPU is kept busy by many;
-        and a compiled graph is to serve all sizes.
-        """
-        if is_compiling():
-            return everything
-        if device == 'cpu':
-            return _CACHED_TOKENS
-        return _RECOMPUTED_TOKENS if self.training and self.with_cp else everything
+        blocks = {index: self.blocks[index] for index in range(stage.start, stage.stop)}
+        return run_blocks(blocks, stage.layout, calls, tokens, prefix, self.with_cp and self.training)
 
     @property
     def num_layer_ids(self) -> int:

@@ -172,25 +172,25 @@ class ModulePositions(AbsolutePositions):
             bias = module_bias(module, shape, geometry.spacing, geometry.extent, geometry.prefix)[None]
             if own is None:
                 return block(x, shared_rel_pos=bias)
-            _given.bias = bias
+            _of_thread.bias = bias
             try:
                 return block(x)
             finally:
                 # Also where recomputation stops early, which it does by an exception.
-                _given.bias = None
+                _of_thread.bias = None
 
         return call
 
 
-# Of each thread its own: several may run one model at a time.
-_given = threading.local()
+# Several threads may run one model at a time.
+_of_thread = threading.local()
 
 
 class _Given:
     """A relative position module whose bias is that of the sequence at hand, not of the pre-training grid."""
 
     def get_bias(self) -> Tensor:
-        return _given.bias
+        return _of_thread.bias
 
 
 class _GivenMlp(_Given, RelPosMlp):

@@ -44,7 +44,7 @@ def test_segmenter_as_onnx(tmp_path, env):  # noqa: F811
 @pytest.mark.slow
 def test_backbone_as_a_program(tmp_path, env):  # noqa: F811
     out = tmp_path / 'backbone.pt2'
-    options = "model = dict(backbone=dict(type='PlainViTPyramid', out_indices=(3, 1)))"
+    options = "model = dict(backbone=dict(type='PlainViTPyramid', out_indices=(3, 1), drop_path_rate=0.1))"
     config = tmp_path / 'detector.py'
     config.write_text(f"_base_ = '{ROOT / DETECTOR}'\n{options}\n")
     output = export(config, out, '--backbone', env=env)

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from timm.layers import resample_abs_pos_embed
 from tiny_models import KINDS, TRAITS
 
-import mmhpvit.hpvit
+import mmhpvit.sequences
 from mmhpvit import HPViT, PlainViTPyramid
 from mmhpvit.embed import power_of_two_patch, resize_kernel
 from mmhpvit.options import PRESETS, preset_depths
@@ -265,9 +265,9 @@ def test_threads_do_not_meet(plain):
 def test_few_sequences_at_a_time_are_the_same(plain, tokens, monkeypatch):
     backbone = noisy(build(plain))
     x = torch.randn(2, 3, 72, 100).double()
-    monkeypatch.setattr(mmhpvit.hpvit, '_CACHED_TOKENS', 10**9)
+    monkeypatch.setattr(mmhpvit.sequences, '_CACHED_TOKENS', 10**9)
     together = backbone(x)
-    monkeypatch.setattr(mmhpvit.hpvit, '_CACHED_TOKENS', tokens)
+    monkeypatch.setattr(mmhpvit.sequences, '_CACHED_TOKENS', tokens)
     for few, all_at_once in zip(backbone(x), together, strict=True):
         torch.testing.assert_close(few, all_at_once, **EXACT)
 

@@ -123,7 +123,7 @@ def latest_checkpoint(work_dir: str) -> str | None:
             return str(path)
     if name.exists():
         stop(
-            f'{work_dir} has no whole checkpoint to go on from, and {name} says {last!r}; to begin anew delete that file'
+            f'{work_dir} has no whole checkpoint to go on from; {name} says {last!r}, delete it to begin anew'
         )
     if found:
         print(f'{found[0][1]} was cut off, and nothing was saved before it; begins anew', flush=True)
