@@ -603,6 +603,11 @@ def test_slurm_launcher_sets_what_the_training_reads(tmp_path, env):
             "model.type='EncoderDecoder' is of mmseg, and the config is one of mmdet",
         ),
         (
+            ['train.py', DETECTOR, '--cfg-options', 'model.backbone.init_cfg.type=PlainViT']
+            + ['model.backbone.init_cfg.checkpoint=setup.py'],
+            r'model\.backbone\.init_cfg: checkpoint .setup\.py. is no PyTorch file',
+        ),
+        (
             ['train.py', SEGMENTER, '--cfg-options', 'model.decode_head.num_classes=150'],
             r'model\.decode_head\.num_classes=150: expected 5, the classes of train_dataloader\.dataset \(',
         ),
@@ -721,3 +726,4 @@ def test_own_data_of_a_page_trains(page, names, options, shapes, tmp_path, env):
     )
     assert ('coco/bbox_mAP: ' if page == 'mmdet' else 'mIoU: ') in log
     assert ('star' if page == 'mmdet' else 'triangle') in log
+    assert 'the learning rate rises for' in log
