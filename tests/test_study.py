@@ -137,13 +137,15 @@ def test_tables_of_the_page(tmp_path):
     ]
     lines = frozen_table(rows).splitlines()[2:]
     assert lines[0] == '| `plain` | 1.0 | 40.0 ± 0.0 | 40.0 ± 0.0 |  |  |  |  |'
-    assert lines[1] == '| `hpvit depths=light` | 3.0 | 51.0 ± 1.4 | 51.0 ± 1.4 |  |  |  |  |'
+    assert lines[1] == '| `hpvit depths=light` | 3.0 | 51.0 ± 1.4 (+11.0 ± 1.4) | 51.0 ± 1.4 |  |  |  |  |'
     trained = [
         dict(task='nuclei', backbone='plain', fold=fold, rate=1e-3, metrics={'coco/bbox_mAP': ap})
         for fold, ap in (('test', 0.1), ('test', 0.3), ('select', 0.9))
     ]
-    assert finetuned_table(trained).splitlines()[2:] == [
-        '| nuclei | plain | 2 | 0.001 | bbox_mAP 20.0 ± 14.1 |'
+    assert finetuned_table(trained).splitlines() == [
+        '| nuclei | operations | seeds | rate | box AP |',
+        '| --- | --- | --- | --- | --- |',
+        '| plain | 1.0 | 2 | 0.001 | 20.0 ± 14.1 |',
     ]
 
 

@@ -2,18 +2,39 @@
 """Tables and plot of tools/study.py's results, written into a page between its markers."""
 
 import re
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 
+import study_backbones  # noqa: F401 -- registers backbones
+from bench.counting import count_flops
+from finetune import BACKBONES, TASKS, VIT
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from mmengine.registry import MODELS
+from torch import nn
 
-DATA = {'camvid': 'CamVid', 'coco_mini': 'COCO, 12 supercategories', 'nuclei': 'nuclei, inside and boundary'}
+DATA = {'camvid': 'CamVid', 'coco_mini': 'COCO-mini', 'nuclei': 'nuclei'}
+# What is drawn of a training, and the size of the images that it is tested on.
+TRAINED = {'camvid': 'mIoU', 'coco_mini': 'coco/segm_mAP', 'nuclei': 'coco/segm_mAP'}
+METRICS = {
+    f'coco/{kind}_mAP{end}': f'{what} AP{title}'
+    for kind, what in (('bbox', 'box'), ('segm', 'mask'))
+    for end, title in (('', ''), ('_50', ' at 0.5'), ('_s', ' small'))
+} | {'accuracy/top1': 'top-1', 'accuracy/top5': 'top-5'}
+TEST_SIZE = {'caltech101': (160, 160), 'camvid': (360, 480), 'coco_mini': (384, 384), 'nuclei': (320, 320)}
 SMALL = ('pole', 'sign_symbol', 'pedestrian', 'bicyclist')
 
 
 def spread(values: list[float]) -> str:
     """Mean and standard deviation."""
     return f'{mean(values):.1f}' + (f' ± {stdev(values):.1f}' if len(values) > 1 else '')
+
+
+def paired(values: list[float], plain: list[float]) -> list[float]:
+    """Differences seed by seed: both heads of a seed were trained on the same pixels of the same images."""
+    return [value - other for value, other in zip(values, plain, strict=True)]
 
 
 def short(backbone: str) -> str:
@@ -52,66 +73,126 @@ def frozen_table(rows: list[dict]) -> str:
             if name not in found:
                 cells += ['', '']
                 continue
-            iou = found[name]['iou']
-            part = [mean(iou[c][seed] for c in classes) for seed in range(len(found[name]['miou']))]
-            cells += [spread(found[name]['miou']), spread(part)]
+            miou, iou = found[name]['miou'], found[name]['iou']
+            part = [mean(iou[c][seed] for c in classes) for seed in range(len(miou))]
+            cell = spread(miou)
+            if found is not plain and name in plain:
+                over = spread(paired(miou, plain[name]['miou']))
+                cell += f' ({over})' if over.startswith('-') else f' (+{over})'
+            cells += [cell, spread(part)]
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 
 
 def finetuned_table(rows: list[dict]) -> str:
-    """One row for each task and backbone: the rate that was chosen, and each metric over the seeds."""
-    groups = {}
-    for row in rows:
-        if row['fold'] == 'test':
-            groups.setdefault((row['task'], row['backbone']), []).append(row)
-    lines = ['| task | backbone | seeds | rate | metrics |', '| --- | --- | --- | --- | --- |']
-    for (task, backbone), found in groups.items():
-        metrics = ', '.join(
-            f'{name.removeprefix("coco/").removeprefix("accuracy/")} {spread(_percent(name, found))}'
-            for name in found[0]['metrics']
-        )
-        lines.append(f'| {task} | {backbone} | {len(found)} | {found[0]["rate"]:g} | {metrics} |')
+    """A table for each task with one row a backbone: its cost, the rate that was chosen, each metric over the seeds."""
+    lines, last = [], None
+    for (task, backbone), found in by_training(rows).items():
+        names = found[0]['metrics']
+        if task != last:
+            titles = [task, 'operations', 'seeds', 'rate', *(METRICS.get(name, name) for name in names)]
+            lines += [''] * bool(lines) + [f'| {" | ".join(titles)} |', '| --- ' * len(titles) + '|']
+            last = task
+        cells = [backbone, f'{finetuned_cost(task, backbone):.1f}', str(len(found)), f'{found[0]["rate"]:g}']
+        cells += [spread(percent(name, found)) for name in names]
+        lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines)
 
 
-def _percent(name: str, rows: list[dict]) -> list[float]:
+def by_training(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
+    """Results that are reported, by task and backbone, in the order of the study."""
+    groups = {(task, backbone): [] for task in TASKS for backbone in BACKBONES}
+    for row in rows:
+        if row['fold'] == 'test':
+            groups[row['task'], row['backbone']].append(row)
+    return {key: found for key, found in groups.items() if found}
+
+
+def percent(name: str, rows: list[dict]) -> list[float]:
+    """A metric of each row in percent."""
     scale = 100 if name.startswith('coco/') else 1
     return [scale * row['metrics'][name] for row in rows]
 
 
-def frontier(rows: list[dict], out: Path) -> None:
-    """Accuracy over cost, one panel a data set; the line joins what nothing cheaper beats."""
-    groups = by_backbone(rows)
+@cache
+def finetuned_cost(task: str, backbone: str) -> float:
+    """Operations of a backbone with its pyramid, over those of the plain ViT with its own, at a task's test size."""
+    counts = [
+        sum(sum(kinds.values()) for kinds in count_flops(_built(name), TEST_SIZE[task]).values())
+        for name in (backbone, 'plain')
+    ]
+    return counts[0] / counts[1]
+
+
+def _built(backbone: str) -> nn.Module:
+    return MODELS.build(BACKBONES[backbone] | dict(plain=VIT)).eval()
+
+
+Point = tuple[float, list[float], str]
+
+
+def frontiers(frozen: list[dict], finetuned: list[dict], out: Path) -> None:
+    """Accuracy over cost, one panel a data set: above of frozen features, below of trainings.
+
+    Points are numbered as the legend beside has them; bars are standard deviations; the line joins what nothing
+    cheaper beats.
+    """
+    groups = by_backbone(frozen)
     plain = next(
         found for backbone, found in groups.items() if backbone.count(':') == 1 and 'plain' in backbone
     )
-    figure = Figure(figsize=(16, 6.5), layout='constrained')
-    for axis, (name, title) in zip(figure.subplots(1, 3), DATA.items(), strict=True):
-        points = [
-            (cost(found, plain), mean(found[name]['miou']), backbone)
-            for backbone, found in groups.items()
-            if name in found
+    figure = Figure(figsize=(17, 10), layout='constrained')
+    axes = figure.subplots(2, 4, width_ratios=[1, 1, 1, 0.75])
+    panels = [
+        [
+            (cost(found, plain), paired(found[name]['miou'], plain[name]['miou']), short(b))
+            for b, found in groups.items()
+            if name in found and name in plain
         ]
-        points.sort(key=lambda point: (round(point[0], 2), -point[1]))
+        for name in DATA
+    ]
+    _draw(axes[0], panels, ['mIoU over the plain ViT'] * 3, 'frozen')
+    trained = by_training(finetuned)
+    panels = [
+        [
+            (finetuned_cost(task, backbone), percent(TRAINED[name], found), backbone)
+            for (task, backbone), found in trained.items()
+            if task == name
+        ]
+        for name in DATA
+    ]
+    _draw(axes[1], panels, [METRICS.get(TRAINED[name], TRAINED[name]) for name in DATA], 'fine-tuned')
+    figure.suptitle('circles: HPViT, squares: plain ViT and what is made of it; bars: standard deviation')
+    figure.savefig(out, dpi=90)
+
+
+def _draw(axes: Sequence[Axes], panels: list[list[Point]], metrics: list[str], how: str) -> None:
+    """A panel for each data set and, in the last axis, the legend."""
+    costs = {name: x for panel in panels for x, _, name in panel}
+    numbers = {name: i for i, name in enumerate(sorted(costs, key=costs.get), 1)}
+    for axis, points, metric, title in zip(axes, panels, metrics, DATA.values(), strict=False):
         best, steps = float('-inf'), []
-        for x, y, backbone in points:
-            ours = backbone.startswith('hpvit')
-            axis.plot(x, y, 'o' if ours else 's', color='tab:blue' if ours else 'tab:orange')
+        for x, values, name in sorted(points, key=lambda p: (round(p[0], 2), -mean(p[1]))):
+            y = mean(values)
+            bar = stdev(values) if len(values) > 1 else 0
+            ours = name.startswith('hpvit')
+            style = dict(fmt='o' if ours else 's', color='tab:blue' if ours else 'tab:orange', elinewidth=0.6)
+            axis.errorbar(x, y, bar, **style)
+            axis.annotate(str(numbers[name]), (x, y), xytext=(5, 3), textcoords='offset points', fontsize=8)
             if y > best:
                 best = y
                 steps.append((x, y))
-                axis.annotate(short(backbone), (x, y), xytext=(4, 4), textcoords='offset points', fontsize=7)
-        axis.plot(*zip(*steps, strict=True), color='grey', linewidth=0.8, zorder=0)
+        axis.plot(*zip(*steps, strict=True), color='grey', linewidth=0.8, zorder=0) if steps else None
         axis.set_xscale('log')
         axis.set_xticks([1, 2, 4, 8], ['1', '2', '4', '8'])
         axis.minorticks_off()
-        axis.margins(x=0.25)
+        axis.margins(x=0.15)
         axis.set_xlabel('operations over the plain ViT')
-        axis.set_ylabel('mIoU')
-        axis.set_title(title)
-    figure.suptitle('frozen features and a linear layer; circles: HPViT, squares: plain ViT')
-    figure.savefig(out, dpi=90)
+        axis.set_ylabel(metric)
+        axis.set_title(f'{title}: {how}')
+    legend = '\n'.join(f'{i:2d}  {name}' for name, i in numbers.items())
+    axes[-1].axis('off')
+    axes[-1].text(0, 1, legend, va='top', fontsize=8, family='monospace', transform=axes[-1].transAxes)
 
 
 def write_page(page: Path, frozen: list[dict], finetuned: list[dict]) -> None:
@@ -127,4 +208,4 @@ def write_page(page: Path, frozen: list[dict], finetuned: list[dict]) -> None:
         if count != 1:
             raise ValueError(f'{page} has no place <!-- {marker} --> ... <!-- /{marker} -->')
     page.write_text(text)
-    frontier(frozen, page.with_name('study.png'))
+    frontiers(frozen, finetuned, page.with_name('study.png'))
