@@ -1,6 +1,7 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """The study in small, and the parts that its figures rest on."""
 
+import fcntl
 import json
 import re
 import shutil
@@ -13,7 +14,7 @@ import pytest
 import torch
 from bench.frozen import TappedLevels, frozen
 from bench.labels import open_split
-from finetune import RUNS, Run, best_rate, train
+from finetune import RUNS, Run, best_rate, finetuned, last_metrics, train
 from probe import Images
 from study_backbones import BlocksPlainViT, UpsampledPlainViT
 from study_report import SMALL, finetuned_table, frozen_table
@@ -139,14 +140,41 @@ def test_tables_of_the_page(tmp_path):
     assert lines[0] == '| `plain` | 1.0 | 40.0 ± 0.0 | 40.0 ± 0.0 |  |  |  |  |'
     assert lines[1] == '| `hpvit depths=light` | 3.0 | 51.0 ± 1.4 (+11.0 ± 1.4) | 51.0 ± 1.4 |  |  |  |  |'
     trained = [
-        dict(task='nuclei', backbone='plain', fold=fold, rate=1e-3, metrics={'coco/bbox_mAP': ap})
-        for fold, ap in (('test', 0.1), ('test', 0.3), ('select', 0.9))
+        dict(task='nuclei', backbone='plain', fold=fold, rate=rate, metrics={'coco/bbox_mAP': ap})
+        | dict(run=f'{fold}{ap}', options=dict(type='PlainViTPyramid'), iterations=200)
+        for fold, rate, ap in (('test', 1e-3, 0.1), ('test', 1e-3, 0.3), ('select', 3e-4, 0.9))
     ]
     assert finetuned_table(trained).splitlines() == [
         '| nuclei | operations | seeds | rate | box AP |',
         '| --- | --- | --- | --- | --- |',
         '| plain | 1.0 | 2 | 0.001 | 20.0 ± 14.1 |',
     ]
+    for change in (dict(rate=3e-4), dict(iterations=100), dict(options=dict(type='HPViT'))):
+        with pytest.raises(ValueError, match=r'test0\.3 has other options, another budget or rate'):
+            finetuned_table([trained[0], trained[1] | change])
+    with pytest.raises(ValueError, match='has two results on camvid'):
+        frozen_table([*rows, rows[0] | dict(size='768x1024')])
+
+
+def test_metrics_are_those_of_the_run_itself(tmp_path):
+    """Not of an earlier one in the same folder."""
+    for name, value in (('20260101_000000', 1.0), ('20260102_000000', 2.0)):
+        (tmp_path / name / 'vis_data').mkdir(parents=True)
+        (tmp_path / name / 'vis_data/scalars.json').write_text(
+            json.dumps({'mIoU': value}) + '\n{"loss": 3}\n'
+        )
+    assert last_metrics(tmp_path.iterdir(), ['mIoU']) == {'mIoU': 2.0}
+    assert last_metrics([tmp_path / '20260101_000000'], ['mIoU']) == {'mIoU': 1.0}
+    assert last_metrics([], ['mIoU']) is None
+
+
+def test_one_training_is_not_run_twice_at_once(tmp_path):
+    run = Run('nuclei', 'plain', 1e-3, 0, 'test')
+    (tmp_path / run.name).mkdir(parents=True)
+    with (tmp_path / run.name / 'lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit, match='is being trained by another process'):
+            finetuned(run, tmp_path, tmp_path / 'a.jsonl', smoke=True)
 
 
 def test_rate_is_chosen_by_the_metric_before_the_test():

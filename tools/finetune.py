@@ -1,12 +1,13 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """The trainings of tools/study.py: the same config, data and budget; the backbone, the rate and the seed differ."""
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +109,13 @@ def finetuned(run: Run, shared: Path, out: Path, smoke: bool = False) -> dict:
     rate = best_rate(run, done) if run.rate is None else run.rate
     start = time.time()
     work_dir = ((out.parent if smoke else WORK) / run.name).resolve()
-    metrics = train(run, rate, shared.resolve(), work_dir, smoke)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    with (work_dir / 'lock').open('w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f'error: {run.name} is being trained by another process, in {work_dir}')
+        metrics = train(run, rate, shared.resolve(), work_dir, smoke)
     row = dict(run=run.name, task=run.task, backbone=run.backbone, rate=rate, seed=run.seed, fold=run.fold)
     row |= dict(options=BACKBONES[run.backbone], iterations=BUDGET.get(run.task), metrics=metrics)
     row['minutes'] = round((time.time() - start) / 60, 2)
@@ -118,6 +125,12 @@ def finetuned(run: Run, shared: Path, out: Path, smoke: bool = False) -> dict:
     with out.open('a') as file:
         file.write(json.dumps(row) + '\n')
     return row
+
+
+def backbone_of(task: str, backbone: str) -> dict:
+    """Config of a backbone as a task has it, without weights."""
+    levels = dict(out_indices=(LAST_MAP[backbone],)) if task == 'caltech101' else {}
+    return dict(plain=VIT) | BACKBONES[backbone] | levels
 
 
 def best_rate(run: Run, done: list[dict]) -> float:
@@ -158,9 +171,7 @@ def train(run: Run, rate: float, shared: Path, work_dir: Path, smoke: bool) -> d
     config = work_dir / 'config.py'
     imports = ['mmhpvit'] + ['study_backbones'] * (run.task != 'caltech101')
     init = dict(type='PlainViT', checkpoint=str(shared / WEIGHTS))
-    backbone = dict(_delete_=True, plain=VIT, init_cfg=init) | BACKBONES[run.backbone]
-    if run.task == 'caltech101':
-        backbone['out_indices'] = (LAST_MAP[run.backbone],)
+    backbone = dict(_delete_=True, init_cfg=init) | backbone_of(run.task, run.backbone)
     what = dict(backbone=BACKBONES[run.backbone], budget=BUDGET.get(run.task), rate=rate, seed=run.seed)
     mark = f'# {json.dumps(what)}\n'
     begun = (
@@ -175,24 +186,28 @@ def train(run: Run, rate: float, shared: Path, work_dir: Path, smoke: bool) -> d
         f'custom_imports = dict(imports={imports}, allow_failed_imports=False)\n'
         f'model = dict(backbone={backbone})\n{mark}'
     )
-    _call('train', [config, '--resume', '--work-dir', work_dir], options, env, work_dir)
-    metrics = last_metrics(work_dir, TASKS[run.task][1])
+    names = TASKS[run.task][1]
+    metrics = _call('train', [config, '--resume', '--work-dir', work_dir], options, env, work_dir, names)
     if metrics is None:
-        # It died between its last checkpoint and its evaluation.
+        # It had died between its last checkpoint and its evaluation.
         checkpoint = (work_dir / 'last_checkpoint').read_text().strip()
         images = {k.replace('val_', 'test_', 1): v for k, v in options.items() if k.startswith('val_')}
-        _call('test', [config, checkpoint, '--work-dir', work_dir], images, env, work_dir)
-        metrics = last_metrics(work_dir, TASKS[run.task][1])
+        metrics = _call('test', [config, checkpoint, '--work-dir', work_dir], images, env, work_dir, names)
     return metrics
 
 
-def _call(tool: str, arguments: list, options: dict[str, object], env: dict, work_dir: Path) -> None:
+def _call(
+    tool: str, arguments: list, options: dict[str, object], env: dict, work_dir: Path, names: list[str]
+) -> dict[str, float] | None:
+    """Run a tool; the metrics that it, and no run before it in that folder, has logged."""
+    before = set(work_dir.iterdir())
     changes = ['--cfg-options', *(f'{key}={value}' for key, value in options.items())] if options else []
     command = [str(c) for c in (sys.executable, ROOT / f'tools/{tool}.py', *arguments, *changes)]
     with (work_dir / 'output.log').open('a') as log:
         result = subprocess.run(command, env=env, stdout=log, stderr=subprocess.STDOUT)
     if result.returncode:
         sys.exit(f'error: {tool} in {work_dir} failed; its output is in output.log there')
+    return last_metrics(set(work_dir.iterdir()) - before, names)
 
 
 def images_of(run: Run, shared: Path, work_dir: Path) -> dict[str, object]:
@@ -227,9 +242,9 @@ def images_of(run: Run, shared: Path, work_dir: Path) -> dict[str, object]:
     }
 
 
-def last_metrics(work_dir: Path, names: list[str]) -> dict[str, float] | None:
-    """The metrics of the last evaluation of a training; None where it was never evaluated."""
-    files = sorted(work_dir.glob('*/vis_data/scalars.json')) + sorted(work_dir.glob('*/*.json'))
+def last_metrics(folders: Iterable[Path], names: list[str]) -> dict[str, float] | None:
+    """The metrics of the last evaluation in folders of logs; None where nothing was evaluated."""
+    files = [file for f in sorted(folders) for file in (*f.glob('vis_data/scalars.json'), *f.glob('*.json'))]
     lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     lines = [line for line in lines if names[0] in line]
     return {name: lines[-1][name] for name in names} if lines else None

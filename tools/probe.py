@@ -37,6 +37,8 @@ from mmseg.evaluation import IoUMetric
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import mmhpvit
+
 PIXELS, STEPS, BATCH = 4000, 1500, 2048
 
 
@@ -213,7 +215,8 @@ def probed(spec: str, weights: str, protocol: Protocol, out: Path) -> dict:
     row = next((r for r in done if key.items() <= r.items()), None)
     if row is None:
         start = time.time()
-        row = key | run(spec, weights, protocol) | dict(torch=torch.__version__, timm=timm.__version__)
+        versions = {package.__name__: package.__version__ for package in (torch, timm, mmhpvit)}
+        row = key | run(spec, weights, protocol) | versions
         row['minutes'] = round((time.time() - start) / 60, 2)
         with out.open('a') as file:
             file.write(json.dumps(row) + '\n')

@@ -1,6 +1,7 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """Tables and plot of tools/study.py's results, written into a page between its markers."""
 
+import json
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -9,7 +10,7 @@ from statistics import mean, stdev
 
 import study_backbones  # noqa: F401 -- registers backbones
 from bench.counting import count_flops
-from finetune import BACKBONES, TASKS, VIT
+from finetune import BACKBONES, BUDGET, TASKS, backbone_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from mmengine.registry import MODELS
@@ -44,31 +45,47 @@ def short(backbone: str) -> str:
 
 
 def by_backbone(rows: list[dict]) -> dict[str, dict[str, dict]]:
-    """Rows by backbone and data set."""
+    """Rows by backbone and data set.
+
+    Raises:
+        ValueError: Two rows of one backbone on one data set, such as at two sizes.
+    """
     found = {}
     for row in rows:
-        found.setdefault(row['backbone'], {})[row['data']] = row
+        one = found.setdefault(row['backbone'], {})
+        if row['data'] in one:
+            raise ValueError(f'{row["backbone"]} has two results on {row["data"]}; keep one in frozen.jsonl')
+        one[row['data']] = row
     return found
 
 
-def cost(found: dict[str, dict], plain: dict[str, dict]) -> float:
-    """Operations over those of the plain ViT, on the first data set that both have."""
-    name = next(name for name in plain if name in found)
-    return found[name]['flops'] / plain[name]['flops']
+def plain_of(groups: dict[str, dict[str, dict]]) -> dict[str, dict]:
+    """The plain ViT without options, by data set."""
+    return next(found for name, found in groups.items() if name.startswith('plain:') and name.count(':') == 1)
+
+
+def cost(found: dict[str, dict], plain: dict[str, dict], data: str) -> float:
+    """Operations over those of the plain ViT on the same images."""
+    return found[data]['flops'] / plain[data]['flops']
+
+
+def costs(found: dict[str, dict], plain: dict[str, dict]) -> list[float]:
+    """At the size of the photographs, which have one, and at that of the nuclei."""
+    sizes = ('camvid', 'coco_mini'), ('nuclei',)
+    first = (next((data for data in group if data in found and data in plain), None) for group in sizes)
+    return [cost(found, plain, data) for data in first if data]
 
 
 def frozen_table(rows: list[dict]) -> str:
     """One row a backbone, by cost."""
     groups = by_backbone(rows)
-    plain = next(
-        found for backbone, found in groups.items() if backbone.count(':') == 1 and 'plain' in backbone
-    )
+    plain = plain_of(groups)
     lines = [
         '| backbone | operations | CamVid | its small classes | COCO-mini | its persons | nuclei | their boundary |'
     ]
     lines.append('| --- ' * 8 + '|')
-    for backbone, found in sorted(groups.items(), key=lambda item: cost(item[1], plain)):
-        cells = [f'`{short(backbone)}`', f'{cost(found, plain):.1f}']
+    for backbone, found in sorted(groups.items(), key=lambda item: costs(item[1], plain)):
+        cells = [f'`{short(backbone)}`', ' / '.join(f'{x:.1f}' for x in costs(found, plain))]
         for name, classes in (('camvid', SMALL), ('coco_mini', ('person',)), ('nuclei', ('boundary',))):
             if name not in found:
                 cells += ['', '']
@@ -100,11 +117,23 @@ def finetuned_table(rows: list[dict]) -> str:
 
 
 def by_training(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
-    """Results that are reported, by task and backbone, in the order of the study."""
+    """Results that are reported, by task and backbone, in the order of the study.
+
+    Raises:
+        ValueError: A row of other options or another budget than the study has now, or of two rates.
+    """
     groups = {(task, backbone): [] for task in TASKS for backbone in BACKBONES}
     for row in rows:
-        if row['fold'] == 'test':
-            groups[row['task'], row['backbone']].append(row)
+        task, backbone = row['task'], row['backbone']
+        if row['fold'] != 'test':
+            continue
+        now = json.loads(json.dumps([BACKBONES[backbone], BUDGET.get(task)]))
+        rates = {row['rate'], *(other['rate'] for other in groups[task, backbone])}
+        if [row['options'], row['iterations']] != now or len(rates) > 1:
+            raise ValueError(
+                f'{row["run"]} has other options, another budget or rate; take it out and run it again'
+            )
+        groups[task, backbone].append(row)
     return {key: found for key, found in groups.items() if found}
 
 
@@ -118,14 +147,14 @@ def percent(name: str, rows: list[dict]) -> list[float]:
 def finetuned_cost(task: str, backbone: str) -> float:
     """Operations of a backbone with its pyramid, over those of the plain ViT with its own, at a task's test size."""
     counts = [
-        sum(sum(kinds.values()) for kinds in count_flops(_built(name), TEST_SIZE[task]).values())
+        sum(sum(kinds.values()) for kinds in count_flops(_built(task, name), TEST_SIZE[task]).values())
         for name in (backbone, 'plain')
     ]
     return counts[0] / counts[1]
 
 
-def _built(backbone: str) -> nn.Module:
-    return MODELS.build(BACKBONES[backbone] | dict(plain=VIT)).eval()
+def _built(task: str, backbone: str) -> nn.Module:
+    return MODELS.build(backbone_of(task, backbone)).eval()
 
 
 Point = tuple[float, list[float], str]
@@ -138,14 +167,12 @@ def frontiers(frozen: list[dict], finetuned: list[dict], out: Path) -> None:
     cheaper beats.
     """
     groups = by_backbone(frozen)
-    plain = next(
-        found for backbone, found in groups.items() if backbone.count(':') == 1 and 'plain' in backbone
-    )
+    plain = plain_of(groups)
     figure = Figure(figsize=(17, 10), layout='constrained')
     axes = figure.subplots(2, 4, width_ratios=[1, 1, 1, 0.75])
     panels = [
         [
-            (cost(found, plain), paired(found[name]['miou'], plain[name]['miou']), short(b))
+            (cost(found, plain, name), paired(found[name]['miou'], plain[name]['miou']), short(b))
             for b, found in groups.items()
             if name in found and name in plain
         ]
@@ -168,8 +195,8 @@ def frontiers(frozen: list[dict], finetuned: list[dict], out: Path) -> None:
 
 def _draw(axes: Sequence[Axes], panels: list[list[Point]], metrics: list[str], how: str) -> None:
     """A panel for each data set and, in the last axis, the legend."""
-    costs = {name: x for panel in panels for x, _, name in panel}
-    numbers = {name: i for i, name in enumerate(sorted(costs, key=costs.get), 1)}
+    cheapest = {name: x for panel in reversed(panels) for x, _, name in panel}
+    numbers = {name: i for i, name in enumerate(sorted(cheapest, key=cheapest.get), 1)}
     for axis, points, metric, title in zip(axes, panels, metrics, DATA.values(), strict=False):
         best, steps = float('-inf'), []
         for x, values, name in sorted(points, key=lambda p: (round(p[0], 2), -mean(p[1]))):
