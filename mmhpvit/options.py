@@ -98,9 +98,13 @@ def check_positive(option: str, value) -> tuple[int, ...]:
     return values
 
 
-def is_count(value: object) -> bool:
-    """Whether a value is a number such as 1, 2, 3."""
-    return _is(int, value) and value > 0
+def check_two(option: str, values: Sequence[int], least: int, most: int | None = None) -> tuple[int, int]:
+    """Two numbers, for 1/4 and for 1/8, in a range."""
+    wanted = f'two numbers, for 1/4 and 1/8, of {least} ' + ('or more' if most is None else f'to {most}')
+    found = _as_tuple(option, values, wanted)
+    if len(found) != 2 or not all(_is(int, v) and least <= v <= (most or v) for v in found):
+        raise ValueError(f'{option}={values!r}: expected {wanted}')
+    return found
 
 
 def _is(kind: type, value: object) -> bool:

@@ -16,7 +16,7 @@ from bench.frozen import TappedLevels, frozen
 from bench.labels import open_split
 from finetune import RUNS, Run, best_rate, finetuned, last_metrics, train
 from probe import Images
-from study_backbones import BlocksPlainViT, UpsampledPlainViT
+from study_backbones import BlocksPlainViT, SmoothTwoScaleViT, UpsampledPlainViT
 from study_report import SMALL, finetuned_table, frozen_table
 from test_tools import run
 
@@ -46,7 +46,7 @@ def test_early_level_beside_the_plain_maps(real_weights):
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize('kind', [BlocksPlainViT, UpsampledPlainViT])
+@pytest.mark.parametrize('kind', [BlocksPlainViT, UpsampledPlainViT, SmoothTwoScaleViT])
 def test_baselines_have_the_maps_of_a_pyramid_and_learn(kind):
     backbone = kind('test_vit')
     levels = backbone(torch.randn(2, 3, 64, 96))
@@ -61,8 +61,22 @@ def test_baselines_have_the_maps_of_a_pyramid_and_learn(kind):
 
 
 @torch.no_grad()
+def test_enlarged_map_of_a_two_scale_vit(real_weights):
+    """At 1/4 it is what HPViT has there whose first blocks work at 1/8."""
+    backbone = SmoothTwoScaleViT(TI).eval()
+    light = HPViT(TI, depths='light').eval()
+    for model in (backbone, light):
+        load_plain_weights(model, real_weights)
+    x = torch.randn(1, 3, 50, 70)
+    for found, expected in zip(backbone(x)[:2], light(x)[:2], strict=True):
+        torch.testing.assert_close(found, expected)
+    for found, expected in zip(backbone(x)[2:], TwoScaleViT(TI).eval()(x)[2:], strict=True):
+        assert found.shape == expected.shape
+
+
+@torch.no_grad()
 def test_two_scales_of_trainings_are_those_of_the_probe(real_weights):
-    """All but the map at 1/4, which is read out of that at 1/8."""
+    """And the probe has the plain ViT's earlier maps as well."""
     backbone = TwoScaleViT(TI).eval()
     load_plain_weights(backbone, real_weights)
     x = torch.randn(1, 3, 64, 96)
@@ -70,6 +84,8 @@ def test_two_scales_of_trainings_are_those_of_the_probe(real_weights):
     expected, *_, deep = frozen(f'plain:{TI}:early=(0,3,9,0)', real_weights)(x)
     torch.testing.assert_close(fine, expected)
     torch.testing.assert_close(last, deep)
+    for found, expected in zip(frozen(f'two-scale:{TI}', real_weights)(x), backbone(x), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def test_instances_become_labels(shapes, tmp_path):
@@ -233,7 +249,7 @@ def test_small_study_runs_and_goes_on(shared, tmp_path):
     run(sys.executable, 'tools/study.py', 'report', shared, '--out', tmp_path, '--page', page, env=None)
     text = page.read_text()
     assert 'old' not in text
-    assert '| `plain early=(0,3,9,0)` | ' in text
+    assert '| `two-scale` | ' in text
     assert (tmp_path / 'study.png').is_file()
 
 

@@ -13,40 +13,48 @@ TINY, TI = 'tiny_patch16', 'vit_tiny_patch16_224'
 
 
 @torch.no_grad()
-def test_deep_map_is_timms_and_fine_one_is_hpvits_with_the_real_weights(real_weights):
+def test_deep_map_is_timms_and_fine_ones_are_hpvits_with_the_real_weights(real_weights):
     backbone = TwoScaleViT(TI)
     report = load_plain_weights(backbone, real_weights)
     assert report.new == []
     backbone = backbone.double().eval()
     vit = timm.create_model(TI, num_classes=0, global_pool='', dynamic_img_size=True)
     vit.load_state_dict({k: v for k, v in load_file(real_weights).items() if not k.startswith('head')})
-    light = HPViT(TI, 'light')
-    load_plain_weights(light, real_weights)
     x = torch.randn(2, 3, 96, 160).double()
     deep = vit.double().eval().forward_intermediates(x, [11], norm=True, intermediates_only=True)[0]
     outs = backbone(x)
     torch.testing.assert_close(outs[2], deep, rtol=0, atol=1e-10)
     torch.testing.assert_close(outs[3], torch.nn.functional.max_pool2d(deep, 2), rtol=0, atol=1e-10)
-    for found, expected in zip(outs[:2], light.double().eval()(x)[:2], strict=True):
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    # Without blocks the map at 1/4 is what HPViT's first block takes.
+    taken = []
+    for level, depths in enumerate([(1, 11, 0, 0), (0, 3, 9, 0)]):
+        hpvit = HPViT(TI, depths, out_indices=(level,))
+        load_plain_weights(hpvit, real_weights)
+        hpvit.blocks[0].register_forward_pre_hook(lambda _, args: taken.append(args[0]))
+        (expected,) = hpvit.double().eval()(x)
+        if level == 0:
+            tokens = (
+                torch.cat(taken).unflatten(0, (2, 16))[:, :, 1:].unflatten(1, (4, 4)).unflatten(3, (6, 10))
+            )
+            expected = backbone.out_norms['0'](tokens.permute(0, 3, 1, 4, 2, 5).flatten(1, 2).flatten(2, 3))
+            expected = expected.permute(0, 3, 1, 2)
+        torch.testing.assert_close(outs[level], expected, rtol=0, atol=1e-10)
 
 
 @torch.no_grad()
 # A patch-8 model works with patches of 16 here, at 1/16, and with its own in HPViT, at 1/8.
 @pytest.mark.parametrize('name', [n for n in (*TRAITS, *KINDS) if n != 'tiny_patch8'])
 def test_every_family(name):
-    """The two maps are those of backbones that have one each; with patches of 32 the deep one has grids too."""
-    backbone = noisy(TwoScaleViT(name, fine_depth=2, grid_spacing=2)).double().eval()
-    plain = HPViT(name, (0, 0, backbone.depth, 0), out_indices=(2,)).double().eval()
-    fine = HPViT(name, (0, 2, backbone.depth - 2, 0), grid_spacing=2, out_indices=(0, 1)).double().eval()
-    for model in (plain, fine):
+    """The maps are those of backbones that have one each; with patches of 32 the deep one has grids too."""
+    backbone = noisy(TwoScaleViT(name, fine_depths=(1, 2), grid_spacing=(2, 1))).double().eval()
+    x = torch.randn(2, 3, 48, 80).double()
+    *outs, _ = backbone(x)
+    n = backbone.depth
+    for level, depths, spacing in ((0, (1, n - 1, 0, 0), 2), (1, (0, 2, n - 2, 0), 1), (2, (0, 0, n, 0), 1)):
+        model = HPViT(name, depths, grid_spacing=spacing, out_indices=(level,)).double().eval()
         own = model.state_dict()
         model.load_state_dict({key: value for key, value in backbone.state_dict().items() if key in own})
-    x = torch.randn(2, 3, 48, 80).double()
-    outs = backbone(x)
-    torch.testing.assert_close(outs[2], plain(x)[0])
-    for found, expected in zip(outs[:2], fine(x), strict=True):
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(outs[level], model(x)[0])
 
 
 @pytest.mark.parametrize('size', [(1, 1), (64, 96), (33, 61)])
@@ -75,7 +83,7 @@ def test_has_the_parameters_of_the_plain_vit_and_norms():
 
 
 def test_layer_ids_and_freezing():
-    half = TwoScaleViT(TINY, fine_depth=2, frozen_stages=2).train()
+    half = TwoScaleViT(TINY, fine_depths=(0, 2), frozen_stages=2).train()
     trained = {'.'.join(n.split('.')[:2]) for n, p in half.named_parameters() if p.requires_grad}
     assert trained == {'blocks.2', 'blocks.3', 'out_norms.2'}
     assert [block.training for block in half.blocks] == [False, False, True, True]
@@ -95,7 +103,7 @@ def test_positions_of_both_strides_are_kept():
     x = torch.randn(1, 3, 64, 96)
     first = backbone(x)
     kept = {stride: kept.positions for stride, kept in backbone._kept_positions._kept.items()}
-    assert {stride: pos.shape[1:3] for stride, pos in kept.items()} == {None: (4, 6), 8: (8, 12)}
+    assert {stride: pos.shape[1:3] for stride, pos in kept.items()} == {None: (4, 6), 4: (16, 24), 8: (8, 12)}
     for found, expected in zip(backbone(x), first, strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert all(backbone._kept_positions._kept[stride].positions is pos for stride, pos in kept.items())
@@ -103,11 +111,13 @@ def test_positions_of_both_strides_are_kept():
 
 def test_registered_and_refuses_what_cannot_be():
     assert MODELS.get('TwoScaleViT') is TwoScaleViT
-    assert TwoScaleViT(TI).fine.stop == 3
+    assert [stage.stop for stage in TwoScaleViT(TI).fine] == [0, 3]
     for options, message in (
-        (dict(fine_depth=0), 'fine_depth=0: expected 1 to 4'),
-        (dict(fine_depth=5), 'fine_depth=5: expected 1 to 4'),
-        (dict(grid_spacing=0), 'grid_spacing=0: expected a positive number'),
+        (dict(fine_depths=(0, 5)), r'fine_depths=\(0, 5\): expected two numbers, for 1/4 and 1/8, of 0 to 4'),
+        (dict(fine_depths=2), 'fine_depths=2: expected two numbers'),
+        (dict(fine_depths=(1, True)), r'fine_depths=\(1, True\): expected two numbers'),
+        (dict(grid_spacing=0), r'grid_spacing=\(0, 0\): expected two numbers, for 1/4 and 1/8, of 1 or more'),
+        (dict(grid_spacing=(1, 1, 1)), r'grid_spacing=\(1, 1, 1\): expected two numbers'),
         (dict(out_indices=(0, 1)), r'out_indices=\(0, 1\): expected 2 or 3 among them'),
         (dict(out_indices=(5,)), r'out_indices=\(5,\)'),
     ):

@@ -46,6 +46,7 @@ BACKBONES = {
     'hpvit-light': dict(type='HPViT', depths=(0, 3, 9, 0), pooling='pick'),
     'hpvit-spacing2': dict(type='HPViT', grid_spacing=2),
     'two-scale': dict(type='TwoScaleViT'),
+    'two-scale-smooth': dict(type='SmoothTwoScaleViT'),
     'plain-blocks': dict(type='BlocksPlainViT'),
     'plain-x2': dict(type='UpsampledPlainViT'),
 }

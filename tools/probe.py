@@ -8,9 +8,9 @@ is ignored) and classes.json with the names as "classes"; or images/SPLIT and an
 COCO's format, whose instances are painted over each other (one category: its inside and its boundary are two
 classes). The splits are --splits.
 
-A backbone is hpvit:NAME with options as :name=value, or plain:NAME, which is timm's own model with levels after
-each quarter of its blocks. Beside its own options, after=(3,6,9,12) takes the levels after these blocks; a plain one
-may enlarge the image before by upsample=2.
+A backbone is hpvit:NAME or two-scale:NAME with options as :name=value, or plain:NAME, which is timm's own model with
+levels after each quarter of its blocks. Beside its own options, hpvit's after=(3,6,9,12) takes the levels after these
+blocks; a plain one has after=, too, and may enlarge the image before by upsample=2.
 
 Each level of the pyramid is normalised by its out norm, read between its tokens, and one linear layer on all of them
 is trained per seed, on another four fifths of the training images. Rows that are in --out already are not run again.

@@ -24,39 +24,40 @@ from tqdm import tqdm
 RESULTS = Path(__file__).parents[1] / 'docs' / 'study'
 
 QUARTERS = 'after=(3,6,9,12)'
-PLAIN, HPVIT = f'plain:{VIT}', f'hpvit:{VIT}'
+PLAIN, HPVIT, TWO_SCALE = f'plain:{VIT}', f'hpvit:{VIT}', f'two-scale:{VIT}'
 # In the order in which they are run: first what answers the question, then one factor at a time.
 FROZEN = [
     PLAIN,
+    f'{PLAIN}:after=(12,)',
     HPVIT,
     f'{HPVIT}:grid_spacing=2',
+    TWO_SCALE,
+    f'{TWO_SCALE}:fine_depths=(1,3):grid_spacing=2',
+    f'{TWO_SCALE}:fine_depths=(0,0)',
     f'{PLAIN}:upsample=2',
-    f'{HPVIT}:depths=(0,3,9,0)',
-    f'{HPVIT}:depths=(0,3,9,0):{QUARTERS}',
-    f'{PLAIN}:early=(0,3,9,0)',
-    f'{HPVIT}:depths=(0,3,9,0):pooling=pick:{QUARTERS}',
-    f'{HPVIT}:pooling=pick',
-    f'{HPVIT}:depths=(0,2,10,0):pooling=pick:{QUARTERS}',
     f'{PLAIN}:upsample=1.4142',
-    f'{PLAIN}:early=(1,2,9,0)',
-    f'{PLAIN}:early=(2,2,8,0)',
-    f'{HPVIT}:depths=(2,2,8,0)',
-    f'{PLAIN}:after=(12,)',
-    f'{HPVIT}:depths=(0,3,9,0):pooling=pick',
-    f'{HPVIT}:depths=(1,2,9,0):pooling=pick:{QUARTERS}',
-    f'{HPVIT}:grid_spacing=(2,2,1,1)',
-    f'{HPVIT}:depths=(0,6,6,0):pooling=pick:{QUARTERS}',
-    f'{HPVIT}:attention=window_grid:window_size=16',
-    f'{HPVIT}:attention=window',
-    f'{HPVIT}:keep_prefix=False',
-    f'{HPVIT}:patch_kernel=resample',
+    f'{HPVIT}:depths=(0,3,9,0)',
     f'{HPVIT}:depths=(1,1,9,1)',
     f'{HPVIT}:depths=(3,3,3,3)',
-    f'{HPVIT}:{QUARTERS}',
+    f'{HPVIT}:depths=(2,2,8,0)',
+    f'{HPVIT}:attention=window_grid:window_size=16',
+    f'{HPVIT}:attention=window',
     f'{HPVIT}:attention=global',
+    f'{HPVIT}:keep_prefix=False',
+    f'{HPVIT}:patch_kernel=resample',
+    f'{HPVIT}:pooling=pick',
+    f'{HPVIT}:grid_spacing=(2,2,1,1)',
+    f'{TWO_SCALE}:fine_depths=(0,2)',
+    f'{TWO_SCALE}:fine_depths=(1,1):grid_spacing=2',
+    f'{PLAIN}:early=(0,3,9,0)',
+    f'{PLAIN}:early=(1,2,9,0)',
+    f'{HPVIT}:{QUARTERS}',
+    f'{HPVIT}:depths=(0,3,9,0):{QUARTERS}',
+    f'{HPVIT}:depths=(0,3,9,0):pooling=pick:{QUARTERS}',
+    f'{HPVIT}:depths=(0,2,10,0):pooling=pick:{QUARTERS}',
 ]
 
-SMOKE = [PLAIN, f'{PLAIN}:early=(0,3,9,0)', f'{HPVIT}:depths=(0,3,9,0):pooling=pick:{QUARTERS}']
+SMOKE = [PLAIN, TWO_SCALE, f'{HPVIT}:depths=(0,3,9,0):pooling=pick:{QUARTERS}']
 
 
 def frozen_protocols(shared: Path) -> dict[str, Protocol]:

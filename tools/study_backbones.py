@@ -6,7 +6,8 @@ from mmengine.registry import MODELS
 from mmseg.models.necks import Feature2Pyramid
 from torch import Tensor
 
-from mmhpvit import PlainViTPyramid
+from mmhpvit import PlainViTPyramid, TwoScaleViT
+from mmhpvit.hpvit import upsample
 
 
 @MODELS.register_module()
@@ -51,3 +52,19 @@ class BlocksPlainViT(PlainViTPyramid):
     def _map(self, parts: list[Tensor], h: int, w: int) -> Tensor:
         tokens = parts[0][:, self.num_prefix_tokens :]  # one sequence an image, so one part
         return tokens.transpose(1, 2).unflatten(2, (h, w))
+
+
+@MODELS.register_module()
+class SmoothTwoScaleViT(TwoScaleViT):
+    """Without a finer map at 1/4: that at 1/8 enlarged, through a norm of its own."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Maps at 1/4 to 1/32."""
+        tokens, _ = self._run_stage(self.stages[0], *self._embed(x))
+        deep = self.out_norms['2'](tokens).permute(0, 3, 1, 2)
+        tokens, _ = self._run_stage(self.fine[1], *self._embed(x, self.fine[1].stride))
+        fine = self.out_norms['1'](tokens).permute(0, 3, 1, 2)
+        finest = upsample(self.out_norms['0'](tokens), 2, tuple(-(-side // 4) for side in x.shape[-2:]))
+        return tuple(
+            level.contiguous() for level in (finest, fine, deep, F.max_pool2d(deep, 2, ceil_mode=True))
+        )

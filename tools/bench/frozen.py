@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.models import parse_spec
+from bench.models import OWN, parse_spec
 from mmhpvit import HPViT, load_plain_weights
 from mmhpvit.layouts import Layout, partition, restore
 from mmhpvit.weights import plain_weights
@@ -141,9 +141,10 @@ def frozen(spec: str, weights: str) -> nn.Module:
     """A backbone with pre-trained weights, in evaluation mode.
 
     Args:
-        spec: ``hpvit:NAME`` or ``plain:NAME`` with the timm name of a plain ViT, then options as ``:name=value``:
-            those of HPViT and ``after=(3,6)`` for maps after these blocks; for a plain one ``after=``, ``upsample=``
-            and ``early=(0,3,9,0)`` for the map that HPViT with these depths has at its first stage.
+        spec: ``hpvit:NAME``, ``two-scale:NAME`` or ``plain:NAME`` with the timm name of a plain ViT, then options as
+            ``:name=value``: those of HPViT and TwoScaleViT; for HPViT ``after=(3,6)`` for maps after these blocks;
+            for a plain one ``after=``, ``upsample=`` and ``early=(0,3,9,0)`` for the map that HPViT with these depths
+            has at its first stage.
         weights: File of the plain ViT.
 
     Raises:
@@ -154,9 +155,9 @@ def frozen(spec: str, weights: str) -> nn.Module:
         depths = options.pop('early', None)
         model = PlainLevels(name, weights, **options)
         return (model if depths is None else WithEarlyLevel(model, name, weights, depths)).eval()
-    if kind != 'hpvit':
-        raise ValueError(f'{spec!r}: expected hpvit:NAME or plain:NAME')
-    after = options.pop('after', None)
-    model = HPViT(name, **options)
+    if kind not in ('hpvit', 'two-scale'):
+        raise ValueError(f'{spec!r}: expected hpvit:NAME, two-scale:NAME or plain:NAME')
+    after = options.pop('after', None) if kind == 'hpvit' else None
+    model = OWN[kind](name, **options)
     load_plain_weights(model, weights)
     return (model if after is None else TappedLevels(model, after)).eval()
