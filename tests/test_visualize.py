@@ -11,23 +11,36 @@ import torch
 from bench.frozen import regroup
 from plain_twin import noisy
 from test_tools import ROOT, SEGMENTER, env, run, train  # noqa: F401 (env is a fixture)
+from tiny_models import KINDS, TRAITS
 from visualize import attention_of, colours, load_backbones, place_of
 
-from mmhpvit import HPViT
+from mmhpvit import HPViT, PlainViTPyramid, TwoScaleViT
 from mmhpvit.layouts import partition
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    'options',
-    [{}, dict(attention='window_grid', window_size=2), dict(grid_spacing=2), dict(keep_prefix=False)],
+    'backbone',
+    [
+        lambda: HPViT('test_vit'),
+        lambda: HPViT('test_vit', attention='window_grid', window_size=2),
+        lambda: HPViT('test_vit', grid_spacing=2),
+        lambda: HPViT('test_vit', keep_prefix=False),
+        lambda: HPViT('tiny_qk_norm'),
+        lambda: PlainViTPyramid('test_vit'),
+        lambda: TwoScaleViT('test_vit', fine_depths=(1, 2), grid_spacing=(2, 1)),
+    ],
 )
-def test_attention_is_timms_own_of_the_tokens_sequence(options):
-    """Against the weights that timm's attention drops out, without its fused kernel, in the call that has the token."""
-    backbone = noisy(HPViT('test_vit', **options)).eval()
-    x, point = torch.randn(1, 3, 72, 90), (40, 30)
+def test_attention_is_that_of_the_tokens_sequence(backbone):
+    """Against queries and keys of what the last block of the stage takes, in float64."""
+    backbone = noisy(backbone()).double().eval()
+    x, point = torch.randn(1, 3, 72, 90).double(), (40, 30)
+    expected_maps = backbone(x)
     found = attention_of(backbone, x, point)
-    stages = [stage for stage in backbone.stages if stage.stop > stage.start]
+    for level, expected in zip(backbone(x), expected_maps, strict=True):
+        torch.testing.assert_close(level, expected, rtol=0, atol=0)
+    stages = [*getattr(backbone, 'fine', ()), *backbone.stages]
+    stages = [stage for stage in stages if stage.stop > stage.start]
     assert [stride for stride, _, _ in found] == [stage.stride for stage in stages]
     for stage, (stride, weights, token) in zip(stages, found, strict=True):
         size = -(-72 // stride), -(-90 // stride)
@@ -39,39 +52,67 @@ def test_attention_is_timms_own_of_the_tokens_sequence(options):
         sequence, position = (places[group][0, :, :, 0] == index).nonzero()[0].tolist()
         members = places[group][0, sequence, :, 0]
         assert sorted(np.flatnonzero(~np.isnan(weights))) == sorted(members.tolist())
-        layer, calls = backbone.blocks[stage.stop - 1].attn, []
-        layer.fused_attn = False
-        hook = layer.attn_drop.register_forward_hook(lambda _, args, out, calls=calls: calls.append(out))
-        backbone(x)
+        layer, inputs = backbone.blocks[stage.stop - 1].attn, []
+        hook = layer.register_forward_pre_hook(lambda _, args, inputs=inputs: inputs.append(args[0]))
+        if stage in backbone.stages:
+            backbone(x)
+        else:
+            # TwoScaleViT runs this block at 1/16 as well.
+            backbone._run_stage(stage, *backbone._embed(x, stride))
         hook.remove()
+        tokens = regroup(inputs, stage.layout, size, 1, 0)[group][0, sequence]
+        qkv = layer.qkv(tokens).reshape(len(tokens), 3, layer.num_heads, -1).permute(1, 2, 0, 3)
+        query, key = layer.q_norm(qkv[0]), layer.k_norm(qkv[1])
         prefix = backbone.num_prefix_tokens
-        calls = regroup([c.mean(1) for c in calls], stage.layout, size, 1, 0)
-        expected = calls[group][0, sequence, prefix + position, prefix:]
-        np.testing.assert_allclose(weights.ravel()[members], expected, rtol=1e-4, atol=1e-6)
+        rows = (query * layer.scale @ key.transpose(1, 2)).softmax(-1).mean(0)
+        np.testing.assert_allclose(weights.ravel()[members], rows[prefix + position, prefix:], atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', [*TRAITS, *KINDS])
+def test_attention_of_every_family(name):
+    """All but SAM's blocks, which have windows of their own, show it; the picture's run changes no feature."""
+    backbone = noisy(HPViT(name)).eval()
+    x = torch.randn(1, 3, 72, 90)
+    before = backbone(x)
+    found = attention_of(backbone, x, (40, 30))
+    for level, expected in zip(backbone(x), before, strict=True):
+        torch.testing.assert_close(level, expected, rtol=0, atol=0)
+    assert [stride for stride, _, _ in found] == ([8, 32] if name == 'tiny_sam' else [4, 8, 16, 32])
+    for _, weights, _ in found:
+        assert 0 < np.nansum(weights) <= 1 + 1e-5
+        assert np.nanmin(weights) >= 0
 
 
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ("plain='beit_base_patch16_224'", 'positions in their attention'),
-        ("patch_kernel='resample'", 'patches have 4 pixels'),
-        ('out_indices=(0, 1)', 'leaves blocks out'),
+        ("plain='test_vit', patch_kernel='resample'", 'patches have 4 pixels'),
+        ("plain='test_vit', out_indices=(0, 1)", 'leaves blocks out'),
         ("plain='vit_tiny_patch16_224', keep_prefix=False", None),
+        ("plain='tiny_dinov3'", None),
+        ("plain='tiny_beit', type='TwoScaleViT'", None),
+        ("plain='tiny_patch14', type='PlainViTPyramid'", None),
     ],
 )
-def test_what_cannot_be_compared_is_said(options, message, tmp_path):
+def test_plain_vit_beside_it(options, message, tmp_path, capsys):
     config = tmp_path / 'config.py'
     config.write_text(
         'model = dict(data_preprocessor=dict(mean=[0] * 3, std=[1] * 3),\n'
-        f"    backbone=dict(type='HPViT', **(dict(plain='test_vit') | dict({options}))))\n"
+        f"    backbone=dict(dict(type='HPViT'), **dict({options})))\n"
     )
-    args = SimpleNamespace(config=str(config), checkpoint=None)
-    if message is None:
-        backbone, plain, _, _ = load_backbones(args)
-        assert plain.num_prefix_tokens == backbone.num_prefix_tokens == 0
+    backbone, plain, _, _ = load_backbones(SimpleNamespace(config=str(config), checkpoint=None))
+    output = capsys.readouterr().out
+    if message:
+        assert plain is None
+        assert 'The plain ViT is not drawn beside it: ' in output
+        assert message in output
         return
-    with pytest.raises(SystemExit, match=message):
-        load_backbones(args)
+    assert plain.num_prefix_tokens == backbone.num_prefix_tokens
+    if type(backbone) is not HPViT:
+        x = torch.randn(1, 3, 64, 96)
+        with torch.no_grad():
+            torch.testing.assert_close(plain(x)[0], backbone(x)[2])
 
 
 def test_points():
@@ -101,6 +142,9 @@ def test_pictures_of_a_trained_segmenter(shapes, tmp_path, env):  # noqa: F811
     output = run(*command, '--point', '10,200', env=env, fails=True)
     assert '--point 10,200 lies outside of the image' in output
     config = tmp_path / 'plain.py'
-    config.write_text(f"_base_ = '{ROOT / SEGMENTER}'\nmodel = dict(backbone=dict(type='PlainViTPyramid'))\n")
+    config.write_text(f"_base_ = '{ROOT / SEGMENTER}'\nmodel = dict(backbone=dict(type='TwoScaleViT'))\n")
     command = (sys.executable, 'tools/visualize.py', image, '--config', config, '--out', tmp_path)
-    assert 'expected HPViT' in run(*command, env=env, fails=True)
+    run(*command, env=env)
+    assert cv2.imread(str(tmp_path / 'attention.png')).std() > 1
+    config.write_text(f"_base_ = '{ROOT / SEGMENTER}'\nmodel = dict(backbone=dict(type='SwinTransformer'))\n")
+    assert 'expected HPViT, PlainViTPyramid or TwoScaleViT' in run(*command, env=env, fails=True)

@@ -158,10 +158,10 @@ def check_amp(cfg: Config) -> None:
 
 
 def own_backbone(name: object) -> type | None:
-    """The backbone of this package that a config calls by this name; None where it is none."""
+    """The backbone of this package that a config has by this name, or as this class; None where it is none."""
     import mmhpvit
 
-    kind = getattr(mmhpvit, name, None) if isinstance(name, str) else None
+    kind = getattr(mmhpvit, name, None) if isinstance(name, str) else name
     return kind if isinstance(kind, type) and issubclass(kind, mmhpvit.HPViT) else None
 
 

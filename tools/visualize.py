@@ -3,9 +3,9 @@
 
     python tools/visualize.py IMAGE --config CONFIG [--checkpoint CHECKPOINT] --out DIR
 
-DIR gets levels.png: the maps of HPViT and of the plain ViT with the same weights, three principal components of each as
-red, green and blue; attention.png: how much the token at --point attends to the others, in the last block of each
-stage, averaged over heads; and with a checkpoint prediction.png. Without one the backbone has the pre-trained
+DIR gets levels.png: the backbone's maps and that of the plain ViT with the same weights, three principal components of
+each as red, green and blue; attention.png: how much the token at --point attends to the others, in the last block of
+each stage, averaged over heads; and with a checkpoint prediction.png. Without one the backbone has the pre-trained
 weights that the config names.
 """
 
@@ -17,16 +17,17 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from bench.frozen import regroup
-from launch import check_checkpoint, read_config, stop
+from launch import check_checkpoint, own_backbone, read_config, stop
 from matplotlib import pyplot as plt
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from predict import KINDS
-from timm.layers import Attention
 from torch import Tensor, nn
 
 from mmhpvit import HPViT
-from mmhpvit.layouts import partition, restore
+from mmhpvit.layouts import Layout, partition, restore
+from mmhpvit.options import STRIDES
+from mmhpvit.stages import Stage
 
 SIDE = 3.2  # inches of a picture
 
@@ -36,7 +37,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('image', type=Path)
-    parser.add_argument('--config', required=True, help='config with an HPViT')
+    parser.add_argument('--config', required=True, help='config with a backbone of mmhpvit')
     parser.add_argument('--checkpoint', help='checkpoint that training with the config wrote')
     parser.add_argument('--out', type=Path, required=True, help='folder that the pictures go to')
     parser.add_argument('--point', help='X,Y in pixels of the image; default: its centre')
@@ -48,25 +49,15 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load_backbones(args: argparse.Namespace) -> tuple[HPViT, HPViT, Tensor, Tensor]:
-    """HPViT, the plain ViT with its weights, and mean and standard deviation of the images."""
+def load_backbones(args: argparse.Namespace) -> tuple[HPViT, HPViT | None, Tensor, Tensor]:
+    """The backbone, the plain ViT with its weights where it has them all, mean and standard deviation of the images."""
     cfg = read_config(args.config)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     options = cfg.model.backbone
-    if options.type != 'HPViT':
-        stop(f'{args.config} has a backbone of type {options.type!r}; expected HPViT')
+    if own_backbone(options.type) is None:
+        known = 'HPViT, PlainViTPyramid or TwoScaleViT'
+        stop(f'{args.config} has a backbone of type {options.type!r}; expected {known}')
     backbone = MODELS.build(options)
-    reason = None
-    if type(backbone.blocks[0].attn) is not Attention:
-        reason = f'the blocks of {backbone.plain} have positions in their attention'
-    elif backbone.patch_embed.kernel != 16:
-        reason = f'its patches have {backbone.patch_embed.kernel} pixels'
-    elif len(backbone.blocks) < backbone.depth:
-        reason = f'out_indices={backbone.out_indices} leaves blocks out'
-    if reason:
-        stop(
-            f'{args.config}: {reason}; pictures are drawn for whole ViTs of patch 16 with absolute positions'
-        )
     if args.checkpoint:
         check_checkpoint(cfg, args.checkpoint)
         holder = nn.Module()
@@ -74,16 +65,29 @@ def load_backbones(args: argparse.Namespace) -> tuple[HPViT, HPViT, Tensor, Tens
         load_checkpoint(holder, args.checkpoint, map_location='cpu')
     else:
         backbone.init_weights()
+    normalise = cfg.model.get('data_preprocessor') or cfg.data_preprocessor
+    mean, std = (torch.tensor(normalise[key]).reshape(1, 3, 1, 1).float() for key in ('mean', 'std'))
+    plain = plain_twin(backbone)
+    return backbone.eval(), plain and plain.eval(), mean, std
+
+
+def plain_twin(backbone: HPViT) -> HPViT | None:
+    """The plain ViT at 1/16 with a backbone's weights; None, and why in a line, where the backbone lacks some."""
     depths = (0, 0, backbone.depth, 0)
-    prefix = bool(backbone.prefix_names)
-    plain = HPViT(backbone.plain, depths, attention='global', keep_prefix=prefix, out_indices=(2,))
+    plain = HPViT(backbone.plain, depths, keep_prefix=bool(backbone.prefix_names), out_indices=(2,))
+    reason = None
+    if len(backbone.blocks) < backbone.depth:
+        reason = f'out_indices={backbone.out_indices} leaves blocks out'
+    elif backbone.patch_embed.kernel != plain.patch_embed.kernel:
+        reason = f'its patches have {backbone.patch_embed.kernel} pixels'
+    if reason:
+        print(f'The plain ViT is not drawn beside it: {reason}')
+        return None
     last = max(backbone.out_norms, key=int)
     weights = backbone.state_dict()
     weights |= {f'out_norms.2.{key}': value for key, value in backbone.out_norms[last].state_dict().items()}
     plain.load_state_dict({key: weights[key] for key in plain.state_dict()})
-    normalise = cfg.model.get('data_preprocessor') or cfg.data_preprocessor
-    mean, std = (torch.tensor(normalise[key]).reshape(1, 3, 1, 1).float() for key in ('mean', 'std'))
-    return backbone.eval(), plain.eval(), mean, std
+    return plain
 
 
 def read_image(path: Path, max_side: int) -> np.ndarray:
@@ -124,48 +128,71 @@ def colours(features: Tensor) -> np.ndarray:
 def attention_of(backbone: HPViT, x: Tensor, point: tuple[int, int]) -> list[tuple[int, np.ndarray, tuple]]:
     """For each stage with blocks its stride, the attention of the token at a point over the map, and that token.
 
-    Tokens that are in other sequences have NaN. What goes to prefix tokens is left out.
+    Tokens that are in other sequences have NaN. What goes to prefix tokens is left out. Stages come from the finest;
+    those whose attention cannot be had, as in the windows of SAM's blocks, are left out.
     """
-    inputs: dict[int, list[Tensor]] = {}
-    last = [stage.stop - 1 for stage in backbone.stages if stage.stop > stage.start]
-    hooks = []
-    for i in last:
-        keep = lambda _, args, i=i: inputs.setdefault(i, []).append(args[0])  # noqa: E731
-        hooks.append(backbone.blocks[i].attn.register_forward_pre_hook(keep))
-    backbone(x)
-    for hook in hooks:
-        hook.remove()
     found = []
-    for stage in backbone.stages:
-        if stage.stop == stage.start:
-            continue
-        size = tuple(-(-side // stage.stride) for side in x.shape[-2:])
+    run_stage = backbone._run_stage
+
+    def watched(stage: Stage, tokens: Tensor, prefix: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        layers = backbone.blocks[stage.stop - 1].modules() if stage.stop > stage.start else ()
+        layer = next((m for m in layers if hasattr(m, 'fused_attn') and hasattr(m, 'attn_drop')), None)
+        if layer is None:
+            return run_stage(stage, tokens, prefix)
+        size, heads = tuple(tokens.shape[1:3]), []
         token = tuple(min(p // stage.stride, side - 1) for p, side in zip(point, size, strict=True))
-        layer, prefix = backbone.blocks[stage.stop - 1].attn, backbone.num_prefix_tokens
-        groups = regroup(inputs[stage.stop - 1], stage.layout, size, 1, 0)
-        places = partition(torch.arange(size[0] * size[1]).reshape(1, *size, 1), stage.layout)
-        maps = [torch.full((*place.shape[:3], 1), torch.nan) for place in places]
-        for group, place, drawn in zip(groups, places, maps, strict=True):
-            hits = (place[0, :, :, 0] == token[0] * size[1] + token[1]).nonzero()
-            if len(hits):
-                sequence, index = hits[0].tolist()
-                drawn[0, sequence, :, 0] = _weights(layer, group[0, sequence], prefix + index)[prefix:]
-        found.append((stage.stride, restore(maps, stage.layout, size)[0, :, :, 0].numpy(), token))
-    return found
+        fused, layer.fused_attn = layer.fused_attn, False
+
+        def keep(_, args: tuple[Tensor]) -> None:
+            weights = args[0]  # SAM's blocks have sequences and heads in one axis
+            weights = weights if weights.dim() == 4 else weights.unflatten(0, (-1, layer.num_heads))
+            heads.append(weights.mean(1))
+
+        hook = layer.attn_drop.register_forward_pre_hook(keep)
+        try:
+            result = run_stage(stage, tokens, prefix)
+        finally:
+            hook.remove()
+            layer.fused_attn = fused
+        weights = _seen_from(token, heads, stage.layout, size, backbone.num_prefix_tokens)
+        if weights is not None:
+            found.append((stage.stride, weights, token))
+        return result
+
+    backbone._run_stage = watched
+    try:
+        backbone(x)
+    finally:
+        del backbone._run_stage
+    return sorted(found, key=lambda one: one[0])
 
 
-def _weights(layer: Attention, tokens: Tensor, index: int) -> Tensor:
-    """What one token of a sequence (L, C) attends to, averaged over heads, (L,)."""
-    qkv = layer.qkv(tokens).reshape(len(tokens), 3, layer.num_heads, -1).permute(1, 2, 0, 3)
-    query, key = layer.q_norm(qkv[0]), layer.k_norm(qkv[1])
-    return (query[:, index : index + 1] * layer.scale @ key.transpose(1, 2)).softmax(-1).mean(0)[0]
+def _seen_from(
+    token: tuple[int, int], heads: list[Tensor], layout: Layout, size: tuple[int, int], prefix: int
+) -> np.ndarray | None:
+    """Attention of one token over a map, out of that of all sequences, (some sequences, P + L, P + L) a call."""
+    places = partition(torch.arange(size[0] * size[1]).reshape(1, *size, 1), layout)
+    lengths = [prefix + place.shape[2] for place in places for _ in range(place.shape[1])]
+    if [part.shape[-1] for part in heads for _ in range(len(part))] != lengths:
+        return None
+    groups = regroup(heads, layout, size, 1, prefix)
+    maps = [torch.full((*place.shape[:3], 1), torch.nan) for place in places]
+    for group, place, drawn in zip(groups, places, maps, strict=True):
+        hits = (place[0, :, :, 0] == token[0] * size[1] + token[1]).nonzero()
+        if len(hits):
+            sequence, index = hits[0].tolist()
+            drawn[0, sequence, :, 0] = group[0, sequence, index, prefix:]
+    return restore(maps, layout, size)[0, :, :, 0].numpy()
 
 
-def draw_levels(image: np.ndarray, ours: list, plain: Tensor, strides: list[int], out: Path) -> None:
-    """One row: the image, each level of HPViT, the plain ViT's map."""
+def draw_levels(
+    image: np.ndarray, name: str, ours: list[tuple[int, Tensor]], plain: Tensor | None, out: Path
+) -> None:
+    """One row: the image, each level with its stride, the plain ViT's map."""
     panels = [('image', image)]
-    panels += [(f'HPViT, 1/{s}', colours(level)) for s, level in zip(strides, ours, strict=True)]
-    panels.append(('plain ViT, 1/16', colours(plain)))
+    panels += [(f'{name}, 1/{stride}', colours(level)) for stride, level in ours]
+    if plain is not None:
+        panels.append(('plain ViT, 1/16', colours(plain)))
     figure, axes = plt.subplots(
         1, len(panels), figsize=(SIDE * len(panels), SIDE * image.shape[0] / image.shape[1] + 0.3)
     )
@@ -231,9 +258,14 @@ def main() -> None:
     backbone, plain, mean, std = load_backbones(args)
     x = (torch.from_numpy(image).permute(2, 0, 1)[None].float() - mean) / std
     args.out.mkdir(parents=True, exist_ok=True)
-    strides = [4 * 2**i for i in backbone.out_indices]
-    draw_levels(image, backbone(x), plain(x)[0], strides, args.out / 'levels.png')
-    draw_attention(image, attention_of(backbone, x, point), point, args.out / 'attention.png')
+    levels = sorted(getattr(backbone, 'levels', backbone.out_indices))
+    maps = dict(zip(getattr(backbone, 'levels', backbone.out_indices), backbone(x), strict=True))
+    ours = [(STRIDES[i], maps[i]) for i in levels]
+    draw_levels(image, type(backbone).__name__, ours, plain and plain(x)[0], args.out / 'levels.png')
+    if found := attention_of(backbone, x, point):
+        draw_attention(image, found, point, args.out / 'attention.png')
+    else:
+        print(f'Attention is not drawn: the blocks of {backbone.plain} do not show theirs')
     if args.checkpoint:
         _, picture = KINDS[read_config(args.config).default_scope](args)(args.image)
         cv2.imwrite(str(args.out / 'prediction.png'), picture[..., ::-1])
