@@ -5,7 +5,10 @@ import shutil
 import check_data
 import check_model
 import pytest
+from launch import own_backbone
 from mmengine.config import Config
+
+from mmhpvit import TwoScaleViT
 
 COCO = 'configs/coco/mask-rcnn_hpvit-b-mae_fpn_8xb2-amp-1x_coco.py'
 OWN = dict(dataset=dict(type='CocoDataset', metainfo=dict(classes=('cat', 'dog'))))
@@ -135,3 +138,9 @@ def test_annotations_that_are_cut_off_are_named(tmp_path, shapes):
         check_data._categories.cache_clear()
         with pytest.raises(SystemExit, match=f"{path} is no whole file in COCO's format.*{message}"):
             check_data.check_data(config(train_dataloader=dict(dataset=dataset)), 'train_dataloader')
+
+
+def test_backbones_by_name_or_class():
+    """A config in pure Python has the class."""
+    assert own_backbone('TwoScaleViT') is own_backbone(TwoScaleViT) is TwoScaleViT
+    assert not any(map(own_backbone, ('ResNet', 'load_plain_weights', None, dict)))
