@@ -18,17 +18,16 @@ WANTED = {
     'coco': [
         *(
             f'mask-rcnn_{m}_{s}'
-            for m in ('hpvit-b', 'hpvit-l', 'hpvit-s', 'plain-vit-b')
+            for m in ('hpvit-b', 'hpvit-l', 'hpvit-s', 'plain-vit-b', 'two-scale-vit-b')
             for s in ('1x', 'lsj-100e')
         ),
-        'mask-rcnn_two-scale-vit-b',
         *(f'{m}_hpvit-b' for m in ('cascade-mask-rcnn', 'retinanet', 'atss', 'dino-4scale', 'mask2former')),
     ],
     'ade20k': [
         *(f'upernet_{m}' for m in ('hpvit-s', 'hpvit-b', 'hpvit-l', 'plain-vit-b', 'two-scale-vit-b')),
         *_SEGMENTERS,
     ],
-    'cityscapes': [*(f'upernet_{m}' for m in ('hpvit-b', 'hpvit-l', 'plain-vit-b')), *_SEGMENTERS],
+    'cityscapes': [*(f'upernet_{m}' for m in ('hpvit-b', 'hpvit-l', 'plain-vit-b', 'two-scale-vit-b')), *_SEGMENTERS],
 }
 WIDTH = {'s': 384, 'b': 768, 'l': 1024}
 
