@@ -100,7 +100,7 @@ class TwoScaleViT(HPViT):
         tokens, _ = self._run_stage(self.stages[0], *self._embed(x))
         deep = self.out_norms['2'](tokens).permute(0, 3, 1, 2)
         outs = {2: deep, 3: F.max_pool2d(deep, 2, ceil_mode=True)}
-        for i in {0, 1}.intersection(self.levels):
+        for i in (level for level in self.levels if level < 2):
             tokens, _ = self._run_stage(self.fine[i], *self._embed(x, STRIDES[i]))
             outs[i] = self.out_norms[str(i)](tokens).permute(0, 3, 1, 2)
         return tuple(outs[i].contiguous() for i in self.levels)
