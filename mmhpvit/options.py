@@ -98,12 +98,13 @@ def check_positive(option: str, value) -> tuple[int, ...]:
     return values
 
 
-def check_two(option: str, values: Sequence[int], least: int, most: int | None = None) -> tuple[int, int]:
-    """Two numbers, for 1/4 and for 1/8, in a range."""
-    wanted = f'two numbers, for 1/4 and 1/8, of {least} ' + ('or more' if most is None else f'to {most}')
-    found = _as_tuple(option, values, wanted)
-    if len(found) != 2 or not all(_is(int, v) and least <= v <= (most or v) for v in found):
-        raise ValueError(f'{option}={values!r}: expected {wanted}')
+def check_two(option: str, value, least: int, most: int | None = None) -> tuple[int, int]:
+    """A number for 1/4 and one for 1/8, in a range, out of a list or of one for both."""
+    wanted = f'two numbers, for 1/4 and 1/8, or one for both, of {least} '
+    wanted += 'or more' if most is None else f'to {most}'
+    found = (value, value) if _is(int, value) else _as_tuple(option, value, wanted)
+    if len(found) != 2 or not all(_is(int, v) and least <= v <= (v if most is None else most) for v in found):
+        raise ValueError(f'{option}={value!r}: expected {wanted}')
     return found
 
 

@@ -16,22 +16,22 @@ from .stages import Stage
 
 @MODELS.register_module()
 class TwoScaleViT(HPViT):
-    """The plain ViT at 1/16, and beside it what its first blocks give at 1/8 and 1/4: twice its operations.
+    """The plain ViT at 1/16, and beside it what its embedding gives at 1/4 and its first blocks at 1/8.
 
-    The same first blocks run again, with the same weights: on the tokens at 1/16, from which all other blocks go on as
-    they were pre-trained to, and on tokens at finer strides in grids as those of :class:`HPViT`, each of which is the
-    plain ViT on a shifted image. Nothing deeper is made of those. So unlike in HPViT the deep map is the plain ViT's to
-    the bit (with patches of 16; other kernels are resized), and fine levels come without a learned upsampling. Ours,
-    not of a paper; docs/study.md has what is measured of it.
+    It takes twice the plain ViT's operations. The same first blocks run again, with the same weights: on the tokens at
+    1/16, from which all other blocks go on as they were pre-trained to, and on tokens at finer strides in grids as
+    those of :class:`HPViT`, each of which is the plain ViT on a shifted image. Nothing deeper is made of those. So
+    unlike in HPViT the deep map is the plain ViT's to the bit (with patches of 16; other kernels are resized), and fine
+    levels come without a learned upsampling. Ours, not of a paper; docs/study.md has what is measured of it.
 
     The map at 1/32 is that at 1/16 through 2x2 max pooling, as in :class:`PlainViTPyramid`. Those at 1/8 and 1/4 have a
     norm each. All have the width of the ViT.
 
     Args:
         plain: timm name of the plain ViT.
-        fine_depths: How many of its first blocks run at 1/4 and at 1/8 as well; with 0 the map is that of the patch
-            embedding. Default: none at 1/4 and a quarter of them at 1/8. A block at 1/4 costs as much as 16 at 1/16,
-            one at 1/8 as much as 4.
+        fine_depths: How many of its first blocks run at 1/4 and at 1/8 as well, or one number for both; with 0 the map
+            is that of the patch embedding. Default: none at 1/4 and a quarter of them at 1/8. A block at 1/4 costs as
+            much as 16 at 1/16, one at 1/8 as much as 4.
         grid_spacing: Distance between neighbours of a grid in patches, for 1/4 and 1/8 or one for both. Default: 1, as
             in pre-training.
         keep_prefix: Whether class and register tokens attend along. Default: True.
@@ -53,7 +53,7 @@ class TwoScaleViT(HPViT):
     def __init__(
         self,
         plain: str,
-        fine_depths: Sequence[int] | None = None,
+        fine_depths: int | Sequence[int] | None = None,
         grid_spacing: int | Sequence[int] = 1,
         keep_prefix: bool = True,
         out_indices: Sequence[int] = (0, 1, 2, 3),
@@ -85,8 +85,6 @@ class TwoScaleViT(HPViT):
         if fine_depths is None:
             fine_depths = 0, preset_depths('light', depth)[1]
         fine_depths = check_two('fine_depths', fine_depths, 0, depth)
-        if isinstance(grid_spacing, int):
-            grid_spacing = grid_spacing, grid_spacing
         spacings = check_two('grid_spacing', grid_spacing, 1)
         self.fine = tuple(
             Stage(stride, 0, blocks, named_layout('grid', 1, max(1, spacing * self.patch // stride)))
@@ -110,6 +108,7 @@ class TwoScaleViT(HPViT):
         if not self.fine or self.frozen_stages < 2:
             return
         norms = [self.out_norms[name] for name in ('0', '1') if name in self.out_norms]
-        for module in (*self.blocks[: max(stage.stop for stage in self.fine)], *norms):
+        again = max((self.fine[i].stop for i in self.levels if i < 2), default=0)
+        for module in (*self.blocks[:again], *norms):
             module.eval()
             module.requires_grad_(False)

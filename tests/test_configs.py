@@ -27,7 +27,10 @@ WANTED = {
         *(f'upernet_{m}' for m in ('hpvit-s', 'hpvit-b', 'hpvit-l', 'plain-vit-b', 'two-scale-vit-b')),
         *_SEGMENTERS,
     ],
-    'cityscapes': [*(f'upernet_{m}' for m in ('hpvit-b', 'hpvit-l', 'plain-vit-b', 'two-scale-vit-b')), *_SEGMENTERS],
+    'cityscapes': [
+        *(f'upernet_{m}' for m in ('hpvit-b', 'hpvit-l', 'plain-vit-b', 'two-scale-vit-b')),
+        *_SEGMENTERS,
+    ],
 }
 WIDTH = {'s': 384, 'b': 768, 'l': 1024}
 

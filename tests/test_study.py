@@ -70,13 +70,15 @@ def test_enlarged_map_of_a_two_scale_vit(real_weights):
     x = torch.randn(1, 3, 50, 70)
     for found, expected in zip(backbone(x)[:2], light(x)[:2], strict=True):
         torch.testing.assert_close(found, expected)
-    for found, expected in zip(backbone(x)[2:], TwoScaleViT(TI).eval()(x)[2:], strict=True):
-        assert found.shape == expected.shape
+    own = TwoScaleViT(TI).eval()
+    load_plain_weights(own, real_weights)
+    for found, expected in zip(backbone(x)[1:], own(x)[1:], strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 @torch.no_grad()
 def test_two_scales_of_trainings_are_those_of_the_probe(real_weights):
-    """And the probe has the plain ViT's earlier maps as well."""
+    """Those of `early` are its own, beside the plain ViT's earlier maps."""
     backbone = TwoScaleViT(TI).eval()
     load_plain_weights(backbone, real_weights)
     x = torch.randn(1, 3, 64, 96)
@@ -157,7 +159,7 @@ def test_tables_of_the_page(tmp_path):
     assert lines[1] == '| `hpvit depths=light` | 3.0 | 51.0 ± 1.4 (+11.0 ± 1.4) | 51.0 ± 1.4 |  |  |  |  |'
     trained = [
         dict(task='nuclei', backbone='plain', fold=fold, rate=rate, metrics={'coco/bbox_mAP': ap})
-        | dict(run=f'{fold}{ap}', options=dict(type='PlainViTPyramid'), iterations=200)
+        | dict(run=f'{fold}{ap}', seed=round(10 * ap), options=dict(type='PlainViTPyramid'), iterations=200)
         for fold, rate, ap in (('test', 1e-3, 0.1), ('test', 1e-3, 0.3), ('select', 3e-4, 0.9))
     ]
     assert finetuned_table(trained).splitlines() == [
@@ -167,6 +169,9 @@ def test_tables_of_the_page(tmp_path):
     ]
     for change in (dict(rate=3e-4), dict(iterations=100), dict(options=dict(type='HPViT'))):
         with pytest.raises(ValueError, match=r'test0\.3 has other options, another budget or rate'):
+            finetuned_table([trained[0], trained[1] | change])
+    for change in (dict(seed=1), dict(backbone='swin')):
+        with pytest.raises(ValueError, match='is none of the study or there twice'):
             finetuned_table([trained[0], trained[1] | change])
     with pytest.raises(ValueError, match='has two results on camvid'):
         frozen_table([*rows, rows[0] | dict(size='768x1024')])
@@ -201,7 +206,7 @@ def test_rate_is_chosen_by_the_metric_before_the_test():
     chosen = Run('camvid', 'plain', None, 0, 'test')
     assert best_rate(chosen, rows) == 1e-3
     with pytest.raises(SystemExit, match='choose the rate first'):
-        best_rate(chosen, rows[:1])
+        best_rate(chosen, [rows[0], rows[0]])
     assert best_rate(Run('caltech101', 'plain', None, 0, 'test'), []) == 5e-4
     assert len({run.name for run in RUNS}) == len(RUNS)
 
@@ -260,6 +265,7 @@ def test_impossible_probes_are_refused(real_weights):
         (f'hpvit:{TI}:after=(3,3)', 'after=(3, 3): expected different'),
         (f'hpvit:{TI}:out_indices=(0,1):after=(3,6)', 'numbers of blocks, 1 to 4'),
         (f'plain:{TI}:after=(3,13)', 'numbers of blocks, 1 to 12'),
+        (f'two-scale:{TI}:after=(3,)', 'after= is for hpvit:NAME and plain:NAME'),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             frozen(spec, real_weights)
@@ -270,7 +276,10 @@ def test_impossible_probes_are_refused(real_weights):
 
 
 def test_other_training_in_the_same_folder_is_not_resumed(tmp_path):
-    (tmp_path / 'config.py').write_text('model = dict()\n# {"rate": 0.5}\n')
+    (tmp_path / 'config.py').write_text('model = dict()\n')
     (tmp_path / 'last_checkpoint').write_text('iter_1.pth')
-    with pytest.raises(SystemExit, match='has a checkpoint of another backbone, budget or rate'):
-        train(RUNS[-1], 1e-3, tmp_path, tmp_path, smoke=False)
+    for mark in (None, '{"rate": 0.5}'):
+        if mark:
+            (tmp_path / 'study.json').write_text(mark)
+        with pytest.raises(SystemExit, match='has a checkpoint of another backbone, budget, rate or version'):
+            train(RUNS[-1], 1e-3, tmp_path, tmp_path, smoke=False)

@@ -66,8 +66,10 @@ def test_same_shapes_as_hpvit(size):
 
 
 @pytest.mark.parametrize('levels', [(0, 1, 2, 3), (3, 0), (1, 2), (2,)])
-def test_levels_and_use_of_every_parameter(levels):
-    backbone = TwoScaleViT(TINY, out_indices=levels, with_cp=True, drop_path_rate=0.2).train()
+@pytest.mark.parametrize('depths', [None, 0, [2, 0], (1, 3)])
+def test_levels_and_use_of_every_parameter(levels, depths):
+    options = dict(out_indices=levels, fine_depths=depths, with_cp=True, drop_path_rate=0.2)
+    backbone = TwoScaleViT(TINY, **options).train()
     outs = backbone(torch.randn(2, 3, 64, 64))
     assert [o.shape[-1] for o in outs] == [16 // 2**level for level in levels]
     sum(o.square().sum() for o in outs).backward()
@@ -87,6 +89,9 @@ def test_layer_ids_and_freezing():
     trained = {'.'.join(n.split('.')[:2]) for n, p in half.named_parameters() if p.requires_grad}
     assert trained == {'blocks.2', 'blocks.3', 'out_norms.2'}
     assert [block.training for block in half.blocks] == [False, False, True, True]
+    # Nothing runs again for a level that is not asked for.
+    deep = TwoScaleViT(TINY, fine_depths=(3, 2), frozen_stages=2, out_indices=(2, 3)).train()
+    assert [block.training for block in deep.blocks] == [True] * 4
     backbone = TwoScaleViT(TINY, frozen_stages=3).train()
     ids = {n: backbone.layer_id(n) for n, _ in backbone.named_parameters()}
     assert set(ids.values()) == set(range(6))
@@ -113,11 +118,12 @@ def test_registered_and_refuses_what_cannot_be():
     assert MODELS.get('TwoScaleViT') is TwoScaleViT
     assert [stage.stop for stage in TwoScaleViT(TI).fine] == [0, 3]
     for options, message in (
-        (dict(fine_depths=(0, 5)), r'fine_depths=\(0, 5\): expected two numbers, for 1/4 and 1/8, of 0 to 4'),
-        (dict(fine_depths=2), 'fine_depths=2: expected two numbers'),
+        (dict(fine_depths=(0, 5)), r'fine_depths=\(0, 5\): expected two numbers, .*one for both, of 0 to 4'),
+        (dict(fine_depths=-1), 'fine_depths=-1: expected two numbers'),
         (dict(fine_depths=(1, True)), r'fine_depths=\(1, True\): expected two numbers'),
-        (dict(grid_spacing=0), r'grid_spacing=\(0, 0\): expected two numbers, for 1/4 and 1/8, of 1 or more'),
-        (dict(grid_spacing=(1, 1, 1)), r'grid_spacing=\(1, 1, 1\): expected two numbers'),
+        (dict(grid_spacing=0), r'grid_spacing=0: expected two numbers, .*one for both, of 1 or more'),
+        (dict(grid_spacing=[1, 1, 1]), r'grid_spacing=\[1, 1, 1\]: expected two numbers'),
+        (dict(grid_spacing=2.5), r'grid_spacing=2.5: expected two numbers'),
         (dict(out_indices=(0, 1)), r'out_indices=\(0, 1\): expected 2 or 3 among them'),
         (dict(out_indices=(5,)), r'out_indices=\(5,\)'),
     ):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mmdet
@@ -108,12 +108,6 @@ RUNS = _runs()
 def finetuned(run: Run, shared: Path, out: Path, smoke: bool = False) -> dict:
     """The result of a training out of a file of JSON lines; what is not there yet is trained and added."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    for row in done:
-        if row['run'] == run.name:
-            return row
-    rate = best_rate(run, done) if run.rate is None else run.rate
-    start = time.time()
     work_dir = ((out.parent if smoke else WORK) / run.name).resolve()
     work_dir.mkdir(parents=True, exist_ok=True)
     with (work_dir / 'lock').open('w') as lock:
@@ -121,15 +115,19 @@ def finetuned(run: Run, shared: Path, out: Path, smoke: bool = False) -> dict:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             sys.exit(f'error: {run.name} is being trained by another process, in {work_dir}')
+        done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+        for row in done:
+            if row['run'] == run.name:
+                return row
+        rate = best_rate(run, done) if run.rate is None else run.rate
+        start = time.time()
         metrics = train(run, rate, shared.resolve(), work_dir, smoke)
-    row = dict(run=run.name, task=run.task, backbone=run.backbone, rate=rate, seed=run.seed, fold=run.fold)
-    row |= dict(options=BACKBONES[run.backbone], iterations=BUDGET.get(run.task), metrics=metrics)
-    row['minutes'] = round((time.time() - start) / 60, 2)
-    row |= {
-        package.__name__: package.__version__ for package in (torch, timm, mmengine, mmdet, mmseg, mmhpvit)
-    }
-    with out.open('a') as file:
-        file.write(json.dumps(row) + '\n')
+        row = asdict(run) | dict(run=run.name, rate=rate, options=BACKBONES[run.backbone])
+        row |= dict(iterations=BUDGET.get(run.task), metrics=metrics)
+        row['minutes'] = round((time.time() - start) / 60, 2)
+        row |= {p.__name__: p.__version__ for p in (torch, timm, mmengine, mmdet, mmseg, mmhpvit)}
+        with out.open('a') as file:
+            file.write(json.dumps(row) + '\n')
     return row
 
 
@@ -145,7 +143,7 @@ def best_rate(run: Run, done: list[dict]) -> float:
     if len(rates) == 1:
         return rates[0]
     tried = [r for r in done if (r['task'], r['backbone'], r['fold']) == (run.task, run.backbone, 'select')]
-    if len(tried) < len(rates):
+    if {r['rate'] for r in tried} != set(rates):
         sys.exit(
             f'error: {run.task}/{run.backbone}: choose the rate first, by trainings {run.task}/{run.backbone}/select'
         )
@@ -178,19 +176,18 @@ def train(run: Run, rate: float, shared: Path, work_dir: Path, smoke: bool) -> d
     imports = ['mmhpvit'] + ['study_backbones'] * (run.task != 'caltech101')
     init = dict(type='PlainViT', checkpoint=str(shared / WEIGHTS))
     backbone = dict(_delete_=True, init_cfg=init) | backbone_of(run.task, run.backbone)
-    what = dict(backbone=BACKBONES[run.backbone], budget=BUDGET.get(run.task), rate=rate, seed=run.seed)
-    mark = f'# {json.dumps(what)}\n'
-    begun = (
-        [line for line in config.read_text().splitlines(True) if line[0] == '#'] if config.exists() else []
-    )
-    if begun and begun[-1] != mark and (work_dir / 'last_checkpoint').exists():
+    # mmengine writes the config anew, so that what is trained is told by a file of our own.
+    mark, what = work_dir / 'study.json', dict(backbone=backbone, budget=BUDGET.get(run.task), rate=rate)
+    what = json.dumps(what | dict(seed=run.seed, mmhpvit=mmhpvit.__version__))
+    if (work_dir / 'last_checkpoint').exists() and (not mark.exists() or mark.read_text() != what):
         sys.exit(
-            f'error: {work_dir} has a checkpoint of another backbone, budget or rate; delete it to begin again'
+            f'error: {work_dir} has a checkpoint of another backbone, budget, rate or version; delete it to begin again'
         )
+    mark.write_text(what)
     config.write_text(
         f"_base_ = '{ROOT}/tests/configs/{TASKS[run.task][0]}.py'\n"
         f'custom_imports = dict(imports={imports}, allow_failed_imports=False)\n'
-        f'model = dict(backbone={backbone})\n{mark}'
+        f'model = dict(backbone={backbone})\n'
     )
     names = TASKS[run.task][1]
     metrics = _call('train', [config, '--resume', '--work-dir', work_dir], options, env, work_dir, names)

@@ -59,12 +59,12 @@ class SmoothTwoScaleViT(TwoScaleViT):
     """Without a finer map at 1/4: that at 1/8 enlarged, through a norm of its own."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Maps at 1/4 to 1/32."""
+        """Maps at the levels of ``out_indices``."""
+        self._check_images(x)
         tokens, _ = self._run_stage(self.stages[0], *self._embed(x))
         deep = self.out_norms['2'](tokens).permute(0, 3, 1, 2)
         tokens, _ = self._run_stage(self.fine[1], *self._embed(x, self.fine[1].stride))
         fine = self.out_norms['1'](tokens).permute(0, 3, 1, 2)
         finest = upsample(self.out_norms['0'](tokens), 2, tuple(-(-side // 4) for side in x.shape[-2:]))
-        return tuple(
-            level.contiguous() for level in (finest, fine, deep, F.max_pool2d(deep, 2, ceil_mode=True))
-        )
+        levels = finest, fine, deep, F.max_pool2d(deep, 2, ceil_mode=True)
+        return tuple(levels[i].contiguous() for i in self.levels)

@@ -120,13 +120,17 @@ def by_training(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
     """Results that are reported, by task and backbone, in the order of the study.
 
     Raises:
-        ValueError: A row of other options or another budget than the study has now, or of two rates.
+        ValueError: A row of other options or another budget than the study has now, of two rates, or there twice.
     """
     groups = {(task, backbone): [] for task in TASKS for backbone in BACKBONES}
     for row in rows:
         task, backbone = row['task'], row['backbone']
         if row['fold'] != 'test':
             continue
+        if (task, backbone) not in groups or row['seed'] in [
+            other['seed'] for other in groups[task, backbone]
+        ]:
+            raise ValueError(f'{row["run"]} is none of the study or there twice; take it out')
         now = json.loads(json.dumps([BACKBONES[backbone], BUDGET.get(task)]))
         rates = {row['rate'], *(other['rate'] for other in groups[task, backbone])}
         if [row['options'], row['iterations']] != now or len(rates) > 1:

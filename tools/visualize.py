@@ -6,7 +6,7 @@
 DIR gets levels.png: the backbone's maps and that of the plain ViT with the same weights, three principal components of
 each as red, green and blue; attention.png: how much the token at --point attends to the others, in the last block of
 each stage, averaged over heads; and with a checkpoint prediction.png. Without one the backbone has the pre-trained
-weights that the config names.
+weights that the config names, and the pyramid of PlainViTPyramid random ones.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def load_backbones(args: argparse.Namespace) -> tuple[HPViT, HPViT | None, Tenso
     """The backbone, the plain ViT with its weights where it has them all, mean and standard deviation of the images."""
     cfg = read_config(args.config)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    options = cfg.model.backbone
+    options = cfg.model.backbone | dict(compile_blocks=False)  # compiled blocks do not show their attention
     if own_backbone(options.type) is None:
         known = 'HPViT, PlainViTPyramid or TwoScaleViT'
         stop(f'{args.config} has a backbone of type {options.type!r}; expected {known}')

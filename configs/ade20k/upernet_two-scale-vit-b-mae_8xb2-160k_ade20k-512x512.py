@@ -1,3 +1,3 @@
-# The plain ViT and its first quarter of blocks once more at 1/8: about twice the plain ViT's operations.
+# The plain ViT, its patch embedding at 1/4 and its first quarter of blocks at 1/8: about twice its operations.
 _base_ = './upernet_plain-vit-b-mae_8xb2-160k_ade20k-512x512.py'
 model = dict(backbone=dict(type='TwoScaleViT'))

@@ -157,7 +157,9 @@ def frozen(spec: str, weights: str) -> nn.Module:
         return (model if depths is None else WithEarlyLevel(model, name, weights, depths)).eval()
     if kind not in ('hpvit', 'two-scale'):
         raise ValueError(f'{spec!r}: expected hpvit:NAME, two-scale:NAME or plain:NAME')
-    after = options.pop('after', None) if kind == 'hpvit' else None
+    after = options.pop('after', None)
+    if after is not None and kind != 'hpvit':
+        raise ValueError(f'{spec!r}: after= is for hpvit:NAME and plain:NAME')
     model = OWN[kind](name, **options)
     load_plain_weights(model, weights)
     return (model if after is None else TappedLevels(model, after)).eval()
