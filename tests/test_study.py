@@ -16,9 +16,10 @@ from bench.frozen import TappedLevels, frozen
 from bench.labels import open_split
 from finetune import RUNS, Run, best_rate, finetuned, last_metrics, train
 from probe import Images
+from study import FROZEN, rows_of
 from study_backbones import BlocksPlainViT, SmoothTwoScaleViT, UpsampledPlainViT
 from study_report import SMALL, finetuned_table, frozen_table
-from test_tools import run
+from test_tools import ROOT, run
 
 from mmhpvit import HPViT, TwoScaleViT, load_plain_weights
 
@@ -175,6 +176,16 @@ def test_tables_of_the_page(tmp_path):
             finetuned_table([trained[0], trained[1] | change])
     with pytest.raises(ValueError, match='has two results on camvid'):
         frozen_table([*rows, rows[0] | dict(size='768x1024')])
+
+
+def test_page_has_the_results():
+    page = (ROOT / 'docs/study.md').read_text()
+    found = rows_of(ROOT / 'docs/study/frozen.jsonl')
+    assert {row['backbone'] for row in found} <= set(FROZEN)
+    assert f'<!-- frozen -->\n{frozen_table(found)}\n<!-- /frozen -->' in page
+    found = rows_of(ROOT / 'docs/study/finetune.jsonl')
+    assert {row['run'] for row in found} <= {run.name for run in RUNS}
+    assert f'<!-- finetuned -->\n{finetuned_table(found)}\n<!-- /finetuned -->' in page
 
 
 def test_metrics_are_those_of_the_run_itself(tmp_path):

@@ -51,6 +51,7 @@ FROZEN = [
     f'{TWO_SCALE}:fine_depths=(1,1):grid_spacing=2',
     f'{PLAIN}:early=(0,3,9,0)',
     f'{PLAIN}:early=(1,2,9,0)',
+    f'{PLAIN}:early=(2,2,8,0)',
     f'{HPVIT}:{QUARTERS}',
     f'{HPVIT}:depths=(0,3,9,0):{QUARTERS}',
     f'{HPVIT}:depths=(0,3,9,0):pooling=pick:{QUARTERS}',
