@@ -202,6 +202,11 @@ def _draw(axes: Sequence[Axes], panels: list[list[Point]], metrics: list[str], h
     cheapest = {name: x for panel in reversed(panels) for x, _, name in panel}
     numbers = {name: i for i, name in enumerate(sorted(cheapest, key=cheapest.get), 1)}
     for axis, points, metric, title in zip(axes, panels, metrics, DATA.values(), strict=False):
+        axis.set_title(f'{title}: {how}')
+        if not points:
+            axis.text(0.5, 0.5, 'not run yet', ha='center', transform=axis.transAxes)
+            axis.set_axis_off()
+            continue
         best, steps = float('-inf'), []
         for x, values, name in sorted(points, key=lambda p: (round(p[0], 2), -mean(p[1]))):
             y = mean(values)
@@ -213,14 +218,13 @@ def _draw(axes: Sequence[Axes], panels: list[list[Point]], metrics: list[str], h
             if y > best:
                 best = y
                 steps.append((x, y))
-        axis.plot(*zip(*steps, strict=True), color='grey', linewidth=0.8, zorder=0) if steps else None
+        axis.plot(*zip(*steps, strict=True), color='grey', linewidth=0.8, zorder=0)
         axis.set_xscale('log')
         axis.set_xticks([1, 2, 4, 8], ['1', '2', '4', '8'])
         axis.minorticks_off()
         axis.margins(x=0.15)
         axis.set_xlabel('operations over the plain ViT')
         axis.set_ylabel(metric)
-        axis.set_title(f'{title}: {how}')
     legend = '\n'.join(f'{i:2d}  {name}' for name, i in numbers.items())
     axes[-1].axis('off')
     axes[-1].text(0, 1, legend, va='top', fontsize=8, family='monospace', transform=axes[-1].transAxes)
