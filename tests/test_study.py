@@ -16,7 +16,7 @@ from bench.labels import open_split
 from finetune import RUNS, Run, best_rate, finetuned, last_metrics, train
 from probe import Images
 from study import FROZEN, rows_of
-from study_backbones import BlocksPlainViT, SmoothTwoScaleViT, UpsampledPlainViT
+from study_backbones import BlocksPlainViT, EnlargedPlainViT, SmoothTwoScaleViT, UpsampledPlainViT
 from study_report import SMALL, finetuned_table, frozen_table
 from test_tools import ROOT, run
 
@@ -46,7 +46,7 @@ def test_early_level_beside_the_plain_maps(real_weights):
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize('kind', [BlocksPlainViT, UpsampledPlainViT, SmoothTwoScaleViT])
+@pytest.mark.parametrize('kind', [BlocksPlainViT, UpsampledPlainViT, SmoothTwoScaleViT, EnlargedPlainViT])
 def test_baselines_have_the_maps_of_a_pyramid_and_learn(kind):
     backbone = kind('test_vit')
     levels = backbone(torch.randn(2, 3, 64, 96))
@@ -74,6 +74,33 @@ def test_enlarged_map_of_a_two_scale_vit(real_weights):
     load_plain_weights(own, real_weights)
     for found, expected in zip(backbone(x)[1:], own(x)[1:], strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@torch.no_grad()
+def test_enlarged_maps_of_the_plain_vit(real_weights):
+    """Flat where the deep map is, and nothing but that map."""
+    backbone, own = EnlargedPlainViT(TI).eval(), TwoScaleViT(TI).eval()
+    for model in (backbone, own):
+        load_plain_weights(model, real_weights)
+    x = torch.randn(1, 3, 64, 96)
+    *finer, deep, last = backbone(x)
+    for found, expected in zip((deep, last), own(x)[2:], strict=True):
+        torch.testing.assert_close(found, expected)
+    for level, scale in zip(finer, (4, 2), strict=True):
+        expected = torch.nn.functional.interpolate(deep, scale_factor=scale, mode='bilinear')
+        torch.testing.assert_close(level, expected)
+
+
+@torch.no_grad()
+def test_poolings_between_picking_and_averaging(real_weights):
+    spec = f'hpvit:{TI}:depths=(0,3,9,0)'
+    x = torch.randn(1, 3, 64, 96)
+    for share, same in ((0, spec), (1, f'{spec}:pooling=pick')):
+        found = frozen(f'{spec}:picked={share}', real_weights)(x)
+        for level, expected in zip(found, frozen(same, real_weights)(x), strict=True):
+            torch.testing.assert_close(level, expected, rtol=1e-4, atol=1e-4)
+    half = frozen(f'{spec}:picked=0.5', real_weights)(x)
+    assert not torch.allclose(half[3], level, atol=0.1)
 
 
 @torch.no_grad()

@@ -47,6 +47,8 @@ BACKBONES = {
     'hpvit-spacing2': dict(type='HPViT', grid_spacing=2),
     'two-scale': dict(type='TwoScaleViT'),
     'two-scale-smooth': dict(type='SmoothTwoScaleViT'),
+    'two-scale-embedding': dict(type='TwoScaleViT', fine_depths=0),
+    'plain-enlarged': dict(type='EnlargedPlainViT'),
     'plain-blocks': dict(type='BlocksPlainViT'),
     'plain-x2': dict(type='UpsampledPlainViT'),
 }
@@ -57,6 +59,8 @@ ONLY_ON = {
     'hpvit-light': ('camvid',),
     'plain-blocks': ('camvid',),
     'two-scale-smooth': ('camvid', 'nuclei'),
+    'two-scale-embedding': ('nuclei',),
+    'plain-enlarged': ('nuclei',),
 }
 BUDGET = {'camvid': 200, 'nuclei': 200, 'coco_mini': 300}  # iterations; Caltech-101 has the config's epochs
 # Every fourth frame of CamVid's films.

@@ -10,7 +10,8 @@ classes). The splits are --splits.
 
 A backbone is hpvit:NAME or two-scale:NAME with options as :name=value, or plain:NAME, which is timm's own model with
 levels after each quarter of its blocks. Beside its own options, hpvit's after=(3,6,9,12) takes the levels after these
-blocks; a plain one has after=, too, and may enlarge the image before by upsample=2.
+blocks and picked=0.5 has poolings half of the average, half of one token; a plain one has after=, too, and may enlarge
+the image before by upsample=2.
 
 Each level of the pyramid is normalised by its out norm, read between its tokens, and one linear layer on all of them
 is trained per seed, on another four fifths of the training images. Rows that are in --out already are not run again.

@@ -54,17 +54,35 @@ class BlocksPlainViT(PlainViTPyramid):
         return tokens.transpose(1, 2).unflatten(2, (h, w))
 
 
-@MODELS.register_module()
-class SmoothTwoScaleViT(TwoScaleViT):
-    """Without a finer map at 1/4: that at 1/8 enlarged, through a norm of its own."""
+class _Enlarging(TwoScaleViT):
+    """Maps at 1/4 to 1/32, the finest of them enlarged ones, each through a norm of its own."""
+
+    own_stride: int  # the finest that is not enlarged
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Maps at the levels of ``out_indices``."""
         self._check_images(x)
         tokens, _ = self._run_stage(self.stages[0], *self._embed(x))
         deep = self.out_norms['2'](tokens).permute(0, 3, 1, 2)
-        tokens, _ = self._run_stage(self.fine[1], *self._embed(x, self.fine[1].stride))
-        fine = self.out_norms['1'](tokens).permute(0, 3, 1, 2)
-        finest = upsample(self.out_norms['0'](tokens), 2, tuple(-(-side // 4) for side in x.shape[-2:]))
-        levels = finest, fine, deep, F.max_pool2d(deep, 2, ceil_mode=True)
+        if self.own_stride == 8:
+            tokens, _ = self._run_stage(self.fine[1], *self._embed(x, 8))
+        levels = []
+        for i, stride in enumerate((4, 8)):
+            size = tuple(-(-side // stride) for side in x.shape[-2:])
+            levels.append(upsample(self.out_norms[str(i)](tokens), self.own_stride // stride, size))
+        levels += [deep, F.max_pool2d(deep, 2, ceil_mode=True)]
         return tuple(levels[i].contiguous() for i in self.levels)
+
+
+@MODELS.register_module()
+class SmoothTwoScaleViT(_Enlarging):
+    """Without a finer map at 1/4: that at 1/8 enlarged."""
+
+    own_stride = 8
+
+
+@MODELS.register_module()
+class EnlargedPlainViT(_Enlarging):
+    """Without finer maps: the plain ViT's own enlarged, with nothing to learn but norms."""
+
+    own_stride = 16

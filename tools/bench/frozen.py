@@ -103,6 +103,15 @@ class TappedLevels(nn.Module):
         return maps
 
 
+@torch.no_grad()
+def pick_partly(pools: nn.ModuleList, share: float) -> None:
+    """Set poolings that start as the average of a cell to have a share of one token of it instead, as 'pick' takes."""
+    for i, pool in enumerate(pools):
+        towards = torch.full((2, 2), -share / 4)
+        towards[i % 2, i % 2] += share
+        pool.weight.copy_(torch.eye(pool.in_channels)[:, :, None, None] * towards)
+
+
 def check_after(after: Sequence[int], blocks: int) -> list[int]:
     """Numbers of blocks in their order.
 
@@ -142,9 +151,10 @@ def frozen(spec: str, weights: str) -> nn.Module:
 
     Args:
         spec: ``hpvit:NAME``, ``two-scale:NAME`` or ``plain:NAME`` with the timm name of a plain ViT, then options as
-            ``:name=value``: those of HPViT and TwoScaleViT; for HPViT ``after=(3,6)`` for maps after these blocks;
-            for a plain one ``after=``, ``upsample=`` and ``early=(0,3,9,0)`` for the map that HPViT with these depths
-            has at its first stage.
+            ``:name=value``: those of HPViT and TwoScaleViT; for HPViT ``after=(3,6)`` for maps after these blocks and
+            ``picked=0.5`` for poolings half of the average and half of one token of their cell; for a plain one
+            ``after=``, ``upsample=`` and ``early=(0,3,9,0)`` for the map that HPViT with these depths has at its first
+            stage.
         weights: File of the plain ViT.
 
     Raises:
@@ -160,6 +170,9 @@ def frozen(spec: str, weights: str) -> nn.Module:
     after = options.pop('after', None)
     if after is not None and kind != 'hpvit':
         raise ValueError(f'{spec!r}: after= is for hpvit:NAME and plain:NAME')
+    share = options.pop('picked', None)
     model = OWN[kind](name, **options)
     load_plain_weights(model, weights)
+    if share is not None:
+        pick_partly(model.pools, share)
     return (model if after is None else TappedLevels(model, after)).eval()
