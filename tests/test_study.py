@@ -238,7 +238,7 @@ def test_one_training_is_not_run_twice_at_once(tmp_path):
 def test_rate_is_chosen_by_the_metric_before_the_test():
     rows = [
         dict(task='camvid', backbone='plain', fold='select', rate=rate, metrics={'mIoU': value})
-        for rate, value in ((3e-4, 20.0), (1e-3, 30.0))
+        for rate, value in ((3e-4, 20.0), (1e-3, 30.0), (3e-3, 10.0))
     ]
     chosen = Run('camvid', 'plain', None, 0, 'test')
     assert best_rate(chosen, rows) == 1e-3
