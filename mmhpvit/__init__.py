@@ -11,6 +11,7 @@ from .inspection import Inspection, inspect_checkpoint
 from .optim import LayerIdDecayConstructor
 from .pyramid import PlainViTPyramid
 from .report import LoadReport
+from .resuming import SkipTrainedData
 from .safe_loading import allow_mmengine_checkpoints
 from .sharding import ShardedStrategy
 from .two_scale import TwoScaleViT
@@ -27,6 +28,7 @@ __all__ = [
     'PlainViTInit',
     'PlainViTPyramid',
     'ShardedStrategy',
+    'SkipTrainedData',
     'TwoScaleViT',
     'inspect_checkpoint',
     'load_plain_weights',

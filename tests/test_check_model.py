@@ -5,7 +5,8 @@ import shutil
 import check_data
 import check_model
 import pytest
-from launch import own_backbone
+import torch
+from launch import check_operators, own_backbone
 from mmengine.config import Config
 
 from mmhpvit import TwoScaleViT
@@ -28,6 +29,14 @@ def config(**options) -> Config:
         ),
         (dict(roi_head=dict(mask_head=dict(num_classes=1))), r'expected 2, the classes of .* \(cat, dog\)'),
         (dict(panoptic_head=dict(num_things_classes=2, num_stuff_classes=53)), r'num_things_classes=2'),
+        (
+            dict(panoptic_fusion_head=dict(num_things_classes=80, num_stuff_classes=0)),
+            r'panoptic_fusion_head\.num_things_classes=80: expected 2',
+        ),
+        (
+            dict(panoptic_head=dict(num_things_classes=2, loss_cls=dict(class_weight=[1.0] * 80 + [0.1]))),
+            r'class_weight has 81 weights: expected 3, .* as \[1\.0\] \* 2 \+ \[0\.1\]',
+        ),
     ],
 )
 def test_heads_of_other_classes_than_the_data_are_refused(model, message):
@@ -42,6 +51,7 @@ def test_heads_of_other_classes_than_the_data_are_refused(model, message):
         dict(roi_head=dict(bbox_head=[dict(num_classes=2)], mask_head=dict(num_classes=2))),
         dict(rpn_head=dict(num_classes=1), bbox_head=dict(num_classes=2)),
         dict(panoptic_head=dict(num_things_classes=2, num_stuff_classes=0)),
+        dict(bbox_head=dict(num_classes=2, loss_cls=dict(use_sigmoid=True, class_weight=[1.0, 2.0]))),
         dict(auxiliary_head=[dict(type='STDCHead', num_classes=2), dict(num_classes=2)]),
     ],
 )
@@ -59,6 +69,21 @@ def test_classes_of_a_type_of_data_count_where_none_are_named():
     with pytest.raises(
         SystemExit, match=r'expected 19, .*dataset\.dataset \(road, sidewalk, building, wall, \.\.\.'
     ):
+        check_model.check_num_classes(cfg)
+
+
+def test_segmenters_of_one_class_are_refused():
+    data = dict(dataset=dict(type='BaseSegDataset', metainfo=dict(classes=('crack',))))
+    softmax, sigmoid = (dict(type='CrossEntropyLoss', use_sigmoid=value) for value in (False, True))
+    for loss in (softmax, [dict(type='DiceLoss'), softmax]):
+        head = dict(num_classes=1, loss_decode=loss)
+        cfg = config(default_scope='mmseg', model=dict(decode_head=head), train_dataloader=data)
+        with pytest.raises(
+            SystemExit, match=r'decode_head\.num_classes=1: .*background .* have num_classes=2'
+        ):
+            check_model.check_num_classes(cfg)
+    for head in (dict(num_classes=1, loss_decode=sigmoid), dict(num_classes=1, loss_cls=softmax)):
+        cfg = config(default_scope='mmseg', model=dict(decode_head=head), train_dataloader=data)
         check_model.check_num_classes(cfg)
 
 
@@ -100,6 +125,85 @@ def test_schedules_that_end_before_they_begin_are_refused():
     check_model.check_schedule(config(param_scheduler=dict(type='PolyLR')))
     with pytest.raises(SystemExit, match=r'param_scheduler\.1 \(PolyLR\) begins at 1500 and ends at 80'):
         check_model.check_schedule(config(param_scheduler=[warm_up, dict(type='PolyLR', begin=1500, end=80)]))
+
+
+def decayed(lr: float, **scheduler) -> Config:
+    optim_wrapper = dict(optimizer=dict(type='AdamW', lr=lr), paramwise_cfg=dict(decay_rate=0.65))
+    model = dict(backbone=dict(type='HPViT', plain='vit_tiny_patch16_224'))
+    return config(
+        model=model, optim_wrapper=optim_wrapper, param_scheduler=[dict(type='PolyLR', **scheduler)]
+    )
+
+
+def test_rates_that_do_not_fall_are_refused(capsys):
+    with pytest.raises(SystemExit, match=r'eta_min=0\.0001 \(PolyLR\): expected less than .*lr=0\.0001'):
+        check_model.check_last_rates(decayed(1e-4, eta_min=1e-4))
+    assert not capsys.readouterr().out
+    check_model.check_last_rates(decayed(2e-4, eta_min=1e-4))
+    assert (
+        'WARNING: param_scheduler.0.eta_min=0.0001 is more than the first layers' in capsys.readouterr().out
+    )
+    # As mmseg's own configs, and as the schedules here.
+    sgd = dict(optimizer=dict(type='SGD', lr=0.01))
+    check_model.check_last_rates(
+        config(optim_wrapper=sgd, param_scheduler=[dict(type='PolyLR', eta_min=1e-4)])
+    )
+    for fine in (dict(), dict(eta_min=0.0), dict(eta_min=1e-8)):
+        check_model.check_last_rates(decayed(1e-4, **fine))
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('evaluator', 'best', 'message'),
+    [
+        (
+            dict(type='CocoMetric', metric='bbox'),
+            'coco/segm_mAP',
+            r'gives coco/bbox_mAP, .*save_best=coco/bbox_mAP$',
+        ),
+        (dict(type='CocoMetric', metric=['bbox', 'segm']), 'coco/segm_mAP_50', None),
+        (dict(type='CocoMetric', metric='proposal'), 'coco/AR@100', None),
+        (dict(type='VOCMetric', metric='mAP'), 'coco/bbox_mAP', 'gives pascal_voc/mAP'),
+        (dict(type='VOCMetric', metric='mAP'), 'pascal_voc/mAP', None),
+        (dict(type='IoUMetric', iou_metrics=['mDice']), 'mIoU', 'gives mDice, mAcc, aAcc'),
+        (dict(type='IoUMetric', iou_metrics=['mFscore', 'mIoU']), 'mPrecision', None),
+        ([dict(type='IoUMetric'), dict(type='OwnMetric')], 'own', None),
+        (dict(type='IoUMetric'), 'auto', None),
+    ],
+)
+def test_best_checkpoint_by_a_metric_that_is_not_measured_is_refused(evaluator, best, message):
+    cfg = config(default_hooks=dict(checkpoint=dict(save_best=best)), val_cfg=dict(), val_evaluator=evaluator)
+    if message is None:
+        check_model.check_save_best(cfg)
+    else:
+        with pytest.raises(SystemExit, match=message):
+            check_model.check_save_best(cfg)
+    # A training without validation looks at no metric.
+    check_model.check_save_best(Config(dict(cfg, val_cfg=None)))
+
+
+@pytest.mark.parametrize(('processes', 'said'), [(1, True), (8, False)])
+def test_schedule_in_iterations_of_another_total_is_said(processes, said, capsys):
+    cfg = config(train_cfg=dict(max_iters=1000), auto_scale_lr=dict(base_batch_size=64))
+    cfg.train_dataloader.batch_size = 8
+    check_model.warn_of_length(cfg, processes)
+    text = capsys.readouterr().out
+    assert ('1000 iterations of 8 images are 0.125 times' in text and 'max_iters=8000' in text) == said
+    cfg.train_cfg = dict(by_epoch=True, max_epochs=12)
+    check_model.warn_of_length(cfg, processes)
+    assert capsys.readouterr().out == ''
+
+
+def test_detector_on_a_gpu_without_operators_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    for version, fails in (('12.1', False), ('not available', True)):
+        monkeypatch.setattr('mmcv.ops.get_compiling_cuda_version', lambda version=version: version)
+        check_operators('mmseg')
+        if fails:
+            with pytest.raises(SystemExit, match='mmcv here was compiled without CUDA'):
+                check_operators('mmdet')
+        else:
+            check_operators('mmdet')
 
 
 @pytest.mark.parametrize(('iterations', 'warned'), [(600, True), (1000, False), (5000, False)])

@@ -2,12 +2,15 @@
 """Prediction as users run it, from a checkpoint that training wrote."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import sys
 
 import cv2
 import numpy as np
+import predict as tool
 import pytest
 from pycocotools import mask as coco_mask
 from test_tools import DETECTOR, ROOT, SEGMENTER, env, run, train  # noqa: F401 (env is a fixture)
@@ -45,6 +48,33 @@ def snippet(page: str, config, checkpoint, image, out) -> str:
         assert f"'{name}'" in code
         code = code.replace(f"'{name}'", repr(str(real)))
     return code
+
+
+def test_what_was_predicted_stays_when_the_job_is_ended(images, tmp_path, monkeypatch):
+    """Slurm's time limit ends a job by SIGTERM, of which `finally` knows nothing by itself."""
+
+    def predictor(args):
+        def one(path):
+            if path.name == 'a.png':
+                os.kill(os.getpid(), signal.SIGTERM)
+            return dict(scores=[0.5]), np.zeros((8, 8, 3), np.uint8)
+
+        return one
+
+    monkeypatch.setitem(tool.KINDS, 'mmdet', predictor)
+    monkeypatch.setattr(tool, 'check_checkpoint', lambda *_: None)
+    (tmp_path / 'model.pth').touch()
+    command = ['predict', images, '--config', ROOT / DETECTOR, '--checkpoint', tmp_path / 'model.pth']
+    monkeypatch.setattr(sys, 'argv', [*map(str, command), '--out', str(tmp_path / 'out')])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit, match='143'):
+            tool.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    first, last = json.loads((tmp_path / 'out/predictions.json').read_text())
+    assert first['scores'] == [0.5]
+    assert 'scores' not in last
 
 
 def test_detection(images, tmp_path, env):  # noqa: F811

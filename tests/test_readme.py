@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from check_model import check_last_rates
 from mmengine.config import Config
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
 
@@ -58,6 +59,7 @@ def test_config_snippets_train_in_stock_configs(scope, model, dataset, schedule,
     constructor = OPTIM_WRAPPER_CONSTRUCTORS.get(cfg.optim_wrapper.constructor)(
         dict(cfg.optim_wrapper, type='OptimWrapper'), cfg.optim_wrapper.paramwise_cfg
     )
+    check_last_rates(cfg)
     names = [n for group in constructor.param_groups(model) for n in group['param_names']]
     assert sorted(names) == sorted(n for n, p in model.named_parameters() if p.requires_grad)
 

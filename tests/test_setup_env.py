@@ -49,6 +49,30 @@ def test_fingerprint_follows_the_inputs(monkeypatch, tmp_path):
     assert setup_env.fingerprint(sys.executable) != before
 
 
+@pytest.mark.parametrize(
+    ('cpu_only', 'smi', 'cuda', 'ready'),
+    [
+        (True, True, True, False),
+        (True, True, False, True),
+        (True, False, True, True),
+        (False, True, True, True),
+    ],
+)
+def test_environment_for_the_cpu_is_not_ready_for_a_gpu(cpu_only, smi, cuda, ready, monkeypatch, tmp_path):
+    """As when it was set up on a login node."""
+    monkeypatch.setattr(setup_env, 'STAMP', tmp_path / 'stamp')
+    monkeypatch.setattr(setup_env, 'PYTHON', Path(sys.executable))
+    monkeypatch.setattr(setup_env, 'CPU_ONLY', tmp_path / 'cpu-only')
+    monkeypatch.setattr(setup_env, 'builds_for_cuda', lambda: cuda)
+    monkeypatch.setattr(setup_env.shutil, 'which', lambda name: f'/bin/{name}' if smi else None)
+    assert not setup_env.is_ready('as wanted')
+    (tmp_path / 'stamp').write_text('as wanted')
+    if cpu_only:
+        (tmp_path / 'cpu-only').touch()
+    assert setup_env.is_ready('as wanted') == ready
+    assert not setup_env.is_ready('as wanted now')
+
+
 def test_compiler_wrapper_rewrites_flags_and_keeps_output(tmp_path):
     """A real compilation through the wrapper, with a stand-in for torch's header."""
     compiler = build_mmcv._check_prerequisites()

@@ -3,6 +3,7 @@
 
 import json
 import os
+import pickle
 import re
 import signal
 import socket
@@ -82,7 +83,16 @@ def test_train_then_test_then_draw(config, tmp_path, env):
     pictures = [p for p in shown.rglob('*') if p.suffix in ('.png', '.jpg')]
     assert len(pictures) == 4
     assert all(cv2.imread(str(p)).std() > 0 for p in pictures)
-    assert (tmp_path / 'predictions.pkl').stat().st_size > 0
+    found = pickle.loads((tmp_path / 'predictions.pkl').read_bytes())
+    assert len(found) == 4
+    if config == DETECTOR:
+        assert all(
+            isinstance(mask['counts'], bytes) for one in found for mask in one['pred_instances']['masks']
+        )
+    else:
+        assert {one['pred_sem_seg']['data'].dtype for one in found} == {torch.uint8}
+        assert all(one['pred_sem_seg']['data'].shape[1:] == one['ori_shape'] for one in found)
+    assert not [key for one in found for key in one if key.startswith('gt_') or key == 'seg_logits']
 
 
 @pytest.mark.parametrize('config', SHARED)

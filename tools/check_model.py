@@ -13,7 +13,10 @@ from mmengine.registry import DATASETS, MODELS, Registry, init_default_scope
 
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 # Heads that tell classes apart; a region proposal's only tells objects.
-HEADS = ('bbox_head', 'mask_head', 'panoptic_head', 'decode_head', 'auxiliary_head', 'head')
+HEADS = (
+    *('bbox_head', 'mask_head', 'panoptic_head', 'panoptic_fusion_head'),
+    *('decode_head', 'auxiliary_head', 'head'),
+)
 NOT_OF_CLASSES = ('STDCHead',)  # tells edges
 
 
@@ -57,6 +60,34 @@ def check_num_classes(cfg: Config) -> None:
                     f'{name}.{keys[0]}={head[keys[0]]}: expected {len(classes)}, the classes of {key} ({few}); '
                     'heads and metainfo.classes must agree'
                 )
+            if keys:
+                _check_class_weight(name, head, given)
+                _check_one_class(name, head, key)
+
+
+def _check_class_weight(name: str, head: ConfigDict, classes: int) -> None:
+    """Stop where a softmax over the classes and none of them has another number of weights."""
+    loss = head.get('loss_cls') or {}
+    weights = loss.get('class_weight')
+    if isinstance(weights, list | tuple) and not loss.get('use_sigmoid') and len(weights) != classes + 1:
+        stop(
+            f'{name}.loss_cls.class_weight has {len(weights)} weights: expected {classes + 1}, one for each class and '
+            f'the last for none, as [1.0] * {classes} + [{weights[-1]}]'
+        )
+
+
+def _check_one_class(name: str, head: ConfigDict, data: str) -> None:
+    """Stop where a segmenter's softmax is over one class: whatever it says is right, and it learns nothing."""
+    losses = head.get('loss_decode') or []
+    losses = [losses] if isinstance(losses, dict) else losses
+    softmax = [
+        loss for loss in losses if loss.get('type') == 'CrossEntropyLoss' and not loss.get('use_sigmoid')
+    ]
+    if head.get('num_classes') == 1 and softmax:
+        stop(
+            f'{name}.num_classes=1: a softmax over one class learns nothing; name the background as a class of {data} '
+            'as well, with a number of its own in the label maps, and have num_classes=2'
+        )
 
 
 def _classes(dataset: ConfigDict, library: str) -> dict:
@@ -98,6 +129,81 @@ def check_schedule(cfg: Config) -> None:
             )
 
 
+def check_last_rates(cfg: Config) -> None:
+    """Stop where the learning rate falls to no less than it begins with; say where that of some layers rises.
+
+    ``eta_min`` is a rate for all, whatever they begin with, so that a floor meant for a higher rate undoes layer-wise
+    decay.
+    """
+    optim_wrapper = cfg.get('optim_wrapper') or {}
+    rate = (optim_wrapper.get('optimizer') or {}).get('lr')
+    schedulers = cfg.get('param_scheduler') or []
+    for i, one in enumerate([schedulers] if isinstance(schedulers, dict) else schedulers):
+        floor = one.get('eta_min')
+        if not rate or not floor or floor < _lowest_rate(cfg, rate):
+            continue
+        text = f'param_scheduler.{i}.eta_min={floor:g}'
+        cure = f'--cfg-options param_scheduler.{i}.eta_min=0'
+        if floor >= rate:
+            stop(
+                f'{text} ({one.get("type")}): expected less than optim_wrapper.optimizer.lr={rate:g}; as it is, no '
+                f'rate falls, and those of layer-wise decay rise to it: {cure}'
+            )
+        if int(os.environ.get('RANK', 0)) == 0:
+            print(
+                f'WARNING: {text} is more than the first layers begin with by layer-wise decay, so that their rate '
+                f'rises all through the training: {cure}',
+                flush=True,
+            )
+
+
+def _lowest_rate(cfg: Config, rate: float) -> float:
+    """That of the first layer, by the layer-wise decay of this package."""
+    from mmhpvit.plain import build_plain_vit
+
+    backbone = cfg.model.get('backbone') or {}
+    decay = (cfg.optim_wrapper.get('paramwise_cfg') or {}).get('decay_rate')
+    if own_backbone(backbone.get('type')) is None or decay is None:
+        return rate
+    return rate * decay ** (len(build_plain_vit(backbone.plain, device='meta').blocks) + 1)
+
+
+def check_save_best(cfg: Config) -> None:
+    """Stop where the metric of the best checkpoint is none that the evaluation gives."""
+    best = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('save_best')
+    evaluators = cfg.get('val_evaluator')
+    if not best or not evaluators or cfg.get('val_cfg') is None:
+        return
+    found = [_metrics(one) for one in ([evaluators] if isinstance(evaluators, dict) else evaluators)]
+    if not all(found):
+        return
+    found = [name for names in found for name in names]
+    for name in [best] if isinstance(best, str) else best:
+        if name != 'auto' and not any(name == metric or name.startswith(f'{metric}_') for metric in found):
+            stop(
+                f'default_hooks.checkpoint.save_best={name!r}: val_evaluator gives {", ".join(found)}, so that the '
+                'training would end at its first validation: --cfg-options '
+                f'default_hooks.checkpoint.save_best={found[0]}'
+            )
+
+
+def _metrics(evaluator: ConfigDict) -> list[str]:
+    """What the metrics of COCO's, VOC's or mmseg's evaluator are called; none of another one."""
+    kind, prefix = evaluator.get('type'), evaluator.get('prefix')
+    if kind == 'CocoMetric':
+        values = evaluator.get('metric') or 'bbox'
+        values = [values] if isinstance(values, str) else values
+        return [f'{prefix or "coco"}/{value}_mAP' for value in values if 'proposal' not in values]
+    if kind == 'VOCMetric' and evaluator.get('metric', 'mAP') == 'mAP':
+        return [f'{prefix or "pascal_voc"}/{name}' for name in ('mAP', 'AP50')]
+    if kind == 'IoUMetric':
+        fscore = ['mFscore', 'mPrecision', 'mRecall']
+        values = evaluator.get('iou_metrics') or ['mIoU']
+        names = [name for value in values for name in (fscore if value == 'mFscore' else [value, 'mAcc'])]
+        return [f'{prefix}/{name}' if prefix else name for name in (*dict.fromkeys(names), 'aAcc')]
+    return []
+
+
 def warn_of_warm_up(cfg: Config, iterations: int) -> None:
     """Say where the learning rate still rises for most of the training."""
     schedulers = cfg.get('param_scheduler') or []
@@ -110,6 +216,19 @@ def warn_of_warm_up(cfg: Config, iterations: int) -> None:
                 f'has {iterations}; it will hardly learn: --cfg-options param_scheduler.{i}.end={iterations // 10 + 1}',
                 flush=True,
             )
+
+
+def warn_of_length(cfg: Config, processes: int) -> None:
+    """Say where another total of images an iteration makes a training of iterations shorter or longer in epochs."""
+    iterations, base = cfg.train_cfg.get('max_iters'), cfg.auto_scale_lr.base_batch_size
+    batch = processes * (cfg.train_dataloader.get('batch_size') or base)
+    if iterations and batch != base and int(os.environ.get('RANK', 0)) == 0:
+        print(
+            f'WARNING: --auto-scale-lr scales the rate, not the length: {iterations} iterations of {batch} images are '
+            f'{batch / base:.3g} times as many images as of {base}; for as many, train_cfg.max_iters='
+            f'{round(iterations * base / batch)}, with the ends and milestones of param_scheduler in proportion',
+            flush=True,
+        )
 
 
 def check_plain_weights(cfg: Config) -> None:

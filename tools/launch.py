@@ -95,8 +95,22 @@ def require_mmpretrain() -> None:
         stop(f"classification needs mmpretrain: pip install 'mmpretrain==1.2.0' ({error})")
 
 
+def check_operators(library: str | None) -> None:
+    """Stop where a detector would run on a GPU with an mmcv that was compiled without CUDA."""
+    if library != 'mmdet' or not torch.cuda.is_available():
+        return
+    from mmcv.ops import get_compiling_cuda_version
+
+    if get_compiling_cuda_version() == 'not available':
+        stop(
+            'mmcv here was compiled without CUDA, and detectors need its operators (RoIAlign, NMS) on the GPU; run '
+            'tools/setup_env.py on a machine with a GPU and nvcc, or set CUDA_VISIBLE_DEVICES= for the CPU'
+        )
+
+
 def build_runner(cfg: Config) -> Runner:
     """Build the runner that the config asks for, on the devices that are there."""
+    check_operators(cfg.get('default_scope'))
     if not torch.cuda.is_available() and cfg.launcher != 'none':
         _use_gloo(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

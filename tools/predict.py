@@ -12,13 +12,15 @@ status is 1.
 
 import argparse
 import json
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from launch import check_checkpoint, read_config, stop
+from launch import check_checkpoint, check_operators, read_config, stop
 from tqdm import tqdm
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -105,6 +107,8 @@ KINDS = {'mmdet': detector, 'mmseg': segmenter, 'mmpretrain': classifier}
 
 
 def main() -> None:
+    # Slurm's time limit and scancel; without this nothing of `finally` is done.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     args = parse_args()
     images = find_images(args.images)
     if not Path(args.config).is_file():
@@ -115,6 +119,8 @@ def main() -> None:
     scope = cfg.get('default_scope')
     if scope not in KINDS:
         stop(f'{args.config} has default_scope={scope!r}; expected one of {", ".join(KINDS)}')
+    if args.device != 'cpu':
+        check_operators(scope)
     check_checkpoint(cfg, args.checkpoint)
     predict = KINDS[scope](args)
     pictures = args.out / 'pictures'
@@ -133,7 +139,7 @@ def main() -> None:
             cv2.imwrite(str(drawn), picture[..., ::-1])
             entry |= {'picture': str(drawn.relative_to(args.out))} | found
     finally:
-        # What was predicted stays when a later image fails.
+        # What was predicted stays when a later image fails or the job is ended.
         (args.out / 'predictions.json').write_text(json.dumps(results))
     print(f'{len(results)} images: {args.out / "predictions.json"}, {pictures}')
     if broken := [entry['image'] for entry in results if 'error' in entry]:

@@ -166,11 +166,24 @@ def builds_for_cuda():
     """Whether mmcv's CUDA operators can be built here: it takes a GPU and NVIDIA's compiler."""
     cuda_home = os.environ.get('CUDA_HOME', '/usr/local/cuda')
     has_gpu = ask('import torch; print(torch.cuda.is_available())') == 'True'
-    if has_gpu and not shutil.which('nvcc', path=f'{cuda_home}/bin:{os.environ["PATH"]}'):
-        say('a GPU is here but not nvcc, so mmcv gets no CUDA operators and everything runs on the CPU;')
-        say('install the CUDA toolkit of this torch and run this again to train on the GPU')
+    if not has_gpu:
+        say(
+            "no GPU is here, so mmcv's operators are for the CPU; for detectors on a GPU run this there again"
+        )
+    elif not shutil.which('nvcc', path=f'{cuda_home}/bin:{os.environ["PATH"]}'):
+        say(
+            "a GPU is here but not nvcc, so mmcv's operators are for the CPU, and detectors do not train on the GPU;"
+        )
+        say('install the CUDA toolkit of this torch and run this again')
         return False
     return has_gpu
+
+
+def is_ready(wanted):
+    """Whether nothing has changed, and no GPU is here for which the environment is not made."""
+    if not (STAMP.is_file() and STAMP.read_text() == wanted and PYTHON.exists()):
+        return False
+    return not (CPU_ONLY.exists() and shutil.which('nvidia-smi') and builds_for_cuda())
 
 
 def wheel_folder(device):
@@ -261,7 +274,7 @@ def main():
     start = time.time()
     python = find_python()
     wanted = fingerprint(python)
-    if STAMP.is_file() and STAMP.read_text() == wanted and PYTHON.exists():
+    if is_ready(wanted):
         say(f'environment is ready: {VENV}')
         return
     say(f'setting up {VENV} with Python {version_of(python)} ({python})')

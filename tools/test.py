@@ -2,6 +2,7 @@
 """Evaluate a trained detector, segmenter or classifier; draw its predictions on request."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from check_data import check_data
@@ -15,6 +16,7 @@ from launch import (
 )
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
+from torch import Tensor, int16, uint8
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,6 +46,27 @@ def draw_into(cfg: Config, folder: str) -> None:
         hook.update(enable=True, interval=1, out_dir=folder)
 
 
+class DumpMaps(DumpResults):
+    """Predictions of a segmenter for a file: the class of each pixel in one or two bytes, without scores and labels."""
+
+    def process(self, data_batch: object, data_samples: Sequence[dict]) -> None:
+        for sample in data_samples:
+            found: Tensor = sample['pred_sem_seg']['data']
+            # Without this the scores of all classes of all images would stay in memory.
+            small = found.to('cpu', uint8 if found.max() < 256 else int16)
+            kept = {k: v for k, v in sample.items() if not k.startswith('gt_') and k != 'seg_logits'}
+            self.results.append(kept | dict(pred_sem_seg=dict(data=small)))
+
+
+def dump(library: str, path: str) -> DumpResults:
+    """What collects the predictions of a library's models and writes them; masks of mmdet as COCO's RLE."""
+    if library == 'mmdet':
+        from mmdet.evaluation import DumpDetResults
+
+        return DumpDetResults(out_file_path=path)
+    return (DumpMaps if library == 'mmseg' else DumpResults)(out_file_path=path)
+
+
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
@@ -60,7 +83,7 @@ def main() -> None:
     check_data(cfg, 'test_dataloader')
     runner = build_runner(cfg)
     if args.out:
-        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+        runner.test_evaluator.metrics.append(dump(cfg.get('default_scope'), args.out))
     runner.test()
     del runner
     leave_processes()

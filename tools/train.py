@@ -5,10 +5,13 @@ import argparse
 
 from check_data import check_data
 from check_model import (
+    check_last_rates,
     check_library,
     check_num_classes,
     check_plain_weights,
+    check_save_best,
     check_schedule,
+    warn_of_length,
     warn_of_warm_up,
 )
 from launch import (
@@ -23,6 +26,8 @@ from launch import (
     stop,
     warn_of_normalisation,
 )
+
+from mmhpvit import SkipTrainedData
 
 
 def parse_args() -> argparse.Namespace:
@@ -63,12 +68,17 @@ def main() -> None:
     check_backbone(cfg)
     check_weights(cfg)
     check_schedule(cfg)
+    check_last_rates(cfg)
+    check_save_best(cfg)
     check_data(cfg, 'train_dataloader', *(['val_dataloader'] if cfg.get('val_cfg') is not None else []))
     check_num_classes(cfg)
     check_plain_weights(cfg)
     runner = build_runner(cfg)
+    runner.register_hook(SkipTrainedData())
     warn_of_normalisation(cfg)
     warn_of_warm_up(cfg, runner.train_loop.max_iters)
+    if args.auto_scale_lr:
+        warn_of_length(cfg, runner.world_size)
     runner.train()
     del runner
     leave_processes()

@@ -19,3 +19,5 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
     clip_grad=dict(max_norm=0.01, norm_type=2),
 )
+default_hooks = dict(checkpoint=dict(save_best='coco/segm_mAP'))
+custom_hooks = [dict(type='SkipTrainedData')]

@@ -16,4 +16,5 @@ param_scheduler = [
 ]
 # A run that dies loses 2000 iterations at the most.
 default_hooks = dict(checkpoint=dict(interval=2000, max_keep_ckpts=2, save_best='mIoU'))
+custom_hooks = [dict(type='SkipTrainedData')]
 auto_scale_lr = dict(enable=False, base_batch_size=16)

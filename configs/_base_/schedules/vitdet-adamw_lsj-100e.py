@@ -15,4 +15,5 @@ optim_wrapper = dict(
     paramwise_cfg=dict(decay_rate=0.7),  # ViT-B; 0.8 for L
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1),
 )
+custom_hooks = [dict(type='SkipTrainedData')]
 auto_scale_lr = dict(enable=False, base_batch_size=64)
