@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
@@ -26,7 +27,30 @@ def interpolate_positions(
         (1, H, W, C) in the type of ``embedding``, without the entries for prefix tokens.
     """
     places = embedding[:, prefix:].reshape(1, -1, embedding.shape[-1])
+    if torch.are_deterministic_algorithms_enabled() and grid != size:
+        return _interpolate_by_axis(places.unflatten(1, grid), size)
     return resample_abs_pos_embed(places, size, old_size=grid, num_prefix_tokens=0).reshape(1, *size, -1)
+
+
+def _interpolate_by_axis(positions: Tensor, size: tuple[int, int]) -> Tensor:
+    """The same by a matrix for each axis: torch's own gradient has no deterministic form on GPUs.
+
+    Args:
+        positions: (1, gh, gw, C).
+        size: H and W.
+    """
+    rows, columns = (
+        F.interpolate(
+            torch.eye(old, device=positions.device)[None, None],
+            size=(new, old),
+            mode='bicubic',
+            antialias=True,
+        )[0, 0]
+        for old, new in zip(positions.shape[1:3], size, strict=True)
+    )
+    with torch.autocast('cpu' if positions.is_meta else positions.device.type, enabled=False):
+        wide = torch.einsum('hi,wj,bijc->bhwc', rows, columns, positions.float())
+    return wide.to(positions.dtype)
 
 
 @dataclass
@@ -75,7 +99,9 @@ class KeptPositions:
         learns = embedding.requires_grad and torch.is_grad_enabled()
         size = tuple(tokens.shape[1:3])
         # Compiling comes first: it knows nothing of inference mode.
-        in_passing = is_compiling() or torch.jit.is_tracing() or torch.is_inference_mode_enabled()
+        in_passing = is_compiling() or torch.jit.is_tracing()
+        # Neither is known what becomes of, nor has it a version.
+        in_passing = in_passing or torch.is_inference_mode_enabled() or embedding.is_inference()
         # Tensors that stand for others (of torch.func, of FSDP, of a count of operations) have other types.
         real = type(embedding) is nn.Parameter and type(tokens) is Tensor
         if in_passing or learns or not real or not (embedding.is_cpu or frozen):

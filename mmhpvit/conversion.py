@@ -72,11 +72,11 @@ def convert(raw: Weights, plain: nn.Module, source: str | None, report: LoadRepo
     weights = _fit_attention(weights, expected, report)
     if naming.name == 'openmmlab' and 'patch_embed.proj.bias' not in weights:
         # mmseg's ViT leaves it out by default.
-        weights |= {k: torch.zeros_like(v) for k, v in expected.items() if k == 'patch_embed.proj.bias'}
+        weights |= {k: torch.zeros(v.shape) for k, v in expected.items() if k == 'patch_embed.proj.bias'}
         report.zero += [name for name in ('patch_embed.proj.bias',) if name in expected]
     weights = _drop_heads(weights, '', report)
     weights = _drop_zeros(weights, expected, report)
-    _check_geometry(weights, plain, report)
+    _check_geometry(weights, shapes, plain, report)
     _check_names(weights, expected, report)
     check_values(weights, report.source)
     return weights, shapes
@@ -272,8 +272,11 @@ def _drop_zeros(weights: Weights, expected: Weights, report: LoadReport) -> Weig
     return {k: v for k, v in weights.items() if k not in zeros}
 
 
-def _check_geometry(weights: Weights, plain: nn.Module, report: LoadReport) -> None:
-    """Refuse another width or depth in one line, before the names are compared one by one."""
+def _check_geometry(weights: Weights, shapes: dict, plain: nn.Module, report: LoadReport) -> None:
+    """Refuse another width, depth or patch in one line, before the names are compared one by one.
+
+    A kernel of another size would be resized, and its ViT would see the image at another scale than it was trained at.
+    """
     if KERNEL not in weights:
         raise ValueError(
             f'checkpoint {report.source!r} has names of {report.naming}, which belong to another kind of ViT '
@@ -282,6 +285,10 @@ def _check_geometry(weights: Weights, plain: nn.Module, report: LoadReport) -> N
     blocks = [int(m[1]) for name in weights if (m := re.match(r'blocks\.(\d+)\.', name))]
     found = {'width': weights[KERNEL].shape[0], 'depth': max(blocks, default=-1) + 1}
     expected = {'width': plain.embed_dim, 'depth': len(plain.blocks)}
+    kernel = shapes.get(KERNEL, ())
+    # FlexiViTs are trained with kernels of all sizes.
+    if len(kernel) == 4 and not report.plain.startswith('flexivit'):
+        found['patch'], expected['patch'] = kernel[-1], plain.patch_embed.patch_size[0]
     wrong = [f'{k} {found[k]} (the model has {expected[k]})' for k in found if found[k] != expected[k]]
     if wrong:
         raise ValueError(

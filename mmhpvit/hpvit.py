@@ -167,6 +167,12 @@ class HPViT(BaseModule):
             raise ValueError(
                 f'compile_blocks=True: the blocks of {self.plain} cannot be compiled for all sizes; leave it out'
             )
+        if compile_blocks:
+            # Blocks share their code, and so the number of its variants: training or not, of one image or more,
+            # with or without stochastic depth. Beyond the limit torch goes on without compiling.
+            limits = torch._dynamo.config
+            name = 'recompile_limit' if hasattr(limits, 'recompile_limit') else 'cache_size_limit'
+            setattr(limits, name, max(getattr(limits, name), 64))
         for block in self.blocks:
             drop_whole_images(block)
             if compile_blocks:

@@ -132,10 +132,14 @@ NAMINGS = (
 # Of several encoders in one file, the one that is meant, by a part of its prefix: averages and teachers,
 # which are what evaluation uses, before what they learn from; what sees images before what does not.
 _PREFERRED = (
-    *('model_ema', 'state_dict_ema', 'ema', 'teacher', 'base_encoder', 'context_encoder', 'online'),
-    *('backbone', 'visual', 'vision_model', 'vision_encoder', 'image_encoder', 'encoder'),
-    *('model', 'state_dict'),
+    *('model_ema', 'state_dict_ema', 'ema', 'ema_model', 'averaged_model', 'teacher'),
+    *('base_encoder', 'context_encoder', 'online'),
+    *('backbone', 'visual', 'vision_model', 'vision_encoder', 'image_encoder'),
 )
+# These say little: they decide only where nothing else is an average by its name. I-JEPA's target_encoder, which is
+# one, counts as none, since timm and Hugging Face take the encoder beside it.
+_GENERIC = ('encoder', 'model', 'state_dict')
+_AVERAGE = re.compile(r'(^|_)(ema|swa|average|averaged|momentum|teacher)(_|$)')
 
 # What files of plain ViTs carry beside the body, by timm's names, and why it is left out.
 NOT_OF_THE_BODY = (
@@ -191,6 +195,9 @@ def find_encoder(names: Iterable[str], source: str | None, location: str) -> tup
         )
     for word in _PREFERRED:
         found = [f for f in found if word in f[1].split('.')] or found
+    if not any(_AVERAGE.search(part) for _, prefix in found for part in prefix.split('.')):
+        for word in _GENERIC:
+            found = [f for f in found if word in f[1].split('.')] or found
     if len(found) > 1:
         raise ValueError(
             f'checkpoint {location!r} has {len(found)} encoders: {_listing(found)}; '

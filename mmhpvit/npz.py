@@ -46,15 +46,7 @@ def read_npz(path: Path, plain: nn.Module, name: str) -> tuple[dict[str, Tensor]
             for parameter in plain.parameters():
                 parameter.fill_(math.nan)
         plain.load_pretrained(str(path))
-    except (
-        ValueError,
-        KeyError,
-        RuntimeError,
-        OSError,
-        AttributeError,
-        MemoryError,
-        zipfile.BadZipFile,
-    ) as error:
+    except _DAMAGE as error:
         reason = str(error).split('\n')[0]
         raise ValueError(
             f'checkpoint {str(path)!r} is no .npz file of a ViT that fits plain={name!r} ({reason})'
@@ -71,6 +63,12 @@ def read_npz(path: Path, plain: nn.Module, name: str) -> tuple[dict[str, Tensor]
             given[POSITIONS] = shape if len(shape) == 3 else (1, *shape)
         elif n.endswith('embedding/kernel') and len(shape) == 4:
             given[KERNEL] = (shape[3], shape[2], *shape[:2])
+            # FlexiViTs are trained with kernels of all sizes.
+            if shape[0] != plain.patch_embed.patch_size[0] and not name.startswith('flexivit'):
+                raise ValueError(
+                    f'checkpoint {str(path)!r} has patch {shape[0]} (the model has {plain.patch_embed.patch_size[0]}): '
+                    f'it is not of plain={name!r}; set plain= to the timm name of the ViT that it is of'
+                )
     return weights, given
 
 

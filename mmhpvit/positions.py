@@ -166,13 +166,17 @@ class ModulePositions(AbsolutePositions):
                 own.__class__ = _GivenMlp if isinstance(own, RelPosMlp) else _GivenTable
 
     def _call(self, geometry: Geometry, shape: tuple[int, int], common: nn.Module | None) -> BlockCall:
+        def bias_of(module: nn.Module) -> Tensor:
+            return module_bias(module, shape, geometry.spacing, geometry.extent, geometry.prefix)[None]
+
+        # Once for all blocks, as in timm: in training it draws what it drops.
+        of_all = None if common is None else bias_of(common)
+
         def call(block: nn.Module, index: int, x: Tensor, images: int, part: slice) -> Tensor:
             own = block.attn.rel_pos
-            module = common if own is None else own
-            bias = module_bias(module, shape, geometry.spacing, geometry.extent, geometry.prefix)[None]
             if own is None:
-                return block(x, shared_rel_pos=bias)
-            _of_thread.bias = bias
+                return block(x, shared_rel_pos=of_all)
+            _of_thread.bias = bias_of(own)
             try:
                 return block(x)
             finally:

@@ -42,8 +42,10 @@ def table_bias(
     grid = table[: height * width].T.unflatten(1, (height, width))
     grid_of_image = math.ceil(extent[0]), math.ceil(extent[1])
     exact = grid_of_image == tuple(window)
+    # MPS has no float64.
+    device = torch.device('cpu') if table.device.type == 'mps' else table.device
     rows, columns = (
-        _axis_weights(w, None if exact else e, s, spacing, table.device).to(table.dtype)
+        _axis_weights(w, None if exact else e, s, spacing, device).to(table.dtype).to(table.device)
         for w, e, s in zip(window, grid_of_image, shape, strict=True)
     )
     with torch.autocast('cpu' if table.is_meta else table.device.type, enabled=False):

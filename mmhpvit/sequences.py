@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, cat, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -77,9 +78,9 @@ def _tokens_at_a_time(device: str, everything: int, recompute: bool) -> int:
     """How many tokens of a group of sequences go through the blocks together.
 
     Few stay in the cache of a CPU, and take little memory to predict or to recompute. A GPU is kept busy by many; and
-    a compiled graph is to serve all sizes.
+    a compiled or traced graph is to serve all sizes.
     """
-    if is_compiling():
+    if is_compiling() or torch.jit.is_tracing():
         return everything
     if device == 'cpu':
         return _CACHED_TOKENS

@@ -51,9 +51,9 @@ def load_plain_weights(
         raise ValueError(
             'weights are loaded into a backbone that has memory for them, and this one is on meta'
         )
-    plain = build_plain_vit(backbone.plain)
+    plain = build_plain_vit(backbone.plain, device='meta')
     weights, shapes, report = plain_weights(plain, backbone.plain, checkpoint, source)
-    _copy(weights, shapes, plain, backbone, report)
+    _copy(weights, shapes, backbone, report)
     return report
 
 
@@ -63,7 +63,7 @@ def plain_weights(
     """Read the weights of a plain ViT, by timm's names and in the shapes of timm's model.
 
     Args:
-        plain: timm's model.
+        plain: timm's model; its names and shapes count, so it may be on ``meta``.
         name: Its timm name.
         checkpoint, source: As for :func:`load_plain_weights`.
 
@@ -78,14 +78,19 @@ def plain_weights(
         raise TypeError(
             f'checkpoint is a {type(checkpoint).__name__}; expected the path or address of a file'
         )
-    checkpoint = os.fspath(checkpoint) if checkpoint else None
+    checkpoint = None if checkpoint is None else os.fspath(checkpoint)
+    if checkpoint == '':
+        raise ValueError(
+            "checkpoint='' is empty (a variable that is not set?); give the path or address of a file, or leave it out "
+            'for the weights that timm has'
+        )
     report = LoadReport(checkpoint or f"timm's weights of {name}", name)
-    report.images = expected_images(plain, name)
+    report.images = expected_images(plain, name, of_timm=checkpoint is None)
     in_file = {}
     if checkpoint is None:
         raw = _timm_weights(plain, name)
     elif (path := local_file(checkpoint)).suffix == '.npz':
-        raw, in_file = read_npz(path, plain, name)
+        raw, in_file = read_npz(path, build_plain_vit(name), name)
     else:
         raw = read_checkpoint(checkpoint)
     weights, shapes = convert(raw, plain, source, report)
@@ -100,13 +105,19 @@ def plain_weights(
     return weights, shapes, report
 
 
-def expected_images(plain: nn.Module, name: str) -> dict[tuple, list[str]]:
-    """Mean and standard deviation of images, 0 to 255, with the tags of timm's weights of a name that expect them."""
-    own = [plain.pretrained_cfg] if '.' in name else get_arch_pretrained_cfgs(name).values()
+def expected_images(plain: nn.Module, name: str, of_timm: bool = False) -> dict[tuple, list[str]]:
+    """Mean and standard deviation of images, 0 to 255, with the tags of timm's weights of a name that expect them.
+
+    ``of_timm`` asks for those that timm takes itself under the name alone. Names of older versions stand for one.
+    """
+    all_of_name = [] if of_timm or '.' in name else list(get_arch_pretrained_cfgs(name).values())
+    config = plain.pretrained_cfg
+    own = all_of_name or ([config] if config.get('hf_hub_id') or config.get('url') else [])
     found: dict[tuple, list[str]] = {}
     for config in own:
         mean, std, tag = (
-            (config[k] if isinstance(config, dict) else getattr(config, k)) for k in ('mean', 'std', 'tag')
+            (config.get(k) if isinstance(config, dict) else getattr(config, k))
+            for k in ('mean', 'std', 'tag')
         )
         if mean and std:
             key = tuple(tuple(round(255 * value, 3) for value in values) for values in (mean, std))
@@ -134,7 +145,6 @@ def _timm_weights(plain: nn.Module, name: str) -> dict[str, Tensor]:
 def _copy(
     weights: dict[str, Tensor],
     shapes: dict[str, tuple[int, ...]],
-    plain: nn.Module,
     backbone: nn.Module,
     report: LoadReport,
 ) -> None:

@@ -206,6 +206,46 @@ def test_kept_positions_follow_the_parameter():
     assert backbone.pos_embed.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize('size', [(48, 80), (64, 64), (200, 40)])
+def test_positions_by_deterministic_algorithms_are_the_same(size):
+    """torch's gradient of bicubic interpolation has no deterministic form on GPUs, and refuses to run then."""
+    backbone = build()
+    x = torch.randn(1, 3, *size).double()
+    found = []
+    for deterministic in (False, True):
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            maps = backbone(x)
+            backbone.zero_grad()
+            sum(level.square().sum() for level in maps).backward()
+        finally:
+            torch.use_deterministic_algorithms(False)
+        names = [type(f).__name__ for f in _functions_of(maps[0].grad_fn)]
+        assert any('Bicubic2DAa' in name for name in names) != deterministic
+        found.append([*(level.detach() for level in maps), backbone.pos_embed.grad])
+    for other, expected in zip(*found, strict=True):
+        torch.testing.assert_close(other, expected, rtol=1e-4, atol=1e-5)
+
+
+def _functions_of(function) -> set:
+    """The functions of a graph of gradients."""
+    found, new = set(), {function}
+    while new:
+        found |= new
+        new = {f for one in new for f, _ in one.next_functions if f is not None} - found
+    return found
+
+
+def test_built_for_inference_and_used_without():
+    with torch.inference_mode():
+        backbone = build().eval()
+        expected = backbone(torch.ones(1, 3, 48, 80).double())
+    with torch.no_grad():
+        found = backbone(torch.ones(1, 3, 48, 80).double())
+    for level, other in zip(found, expected, strict=True):
+        assert torch.equal(level, other)
+
+
 @torch.no_grad()
 def test_weights_put_in_for_a_call_are_those_that_count():
     """torch.func's ways of running many models: memory is used again, and tensors may have none."""
@@ -228,10 +268,15 @@ def test_weights_put_in_for_a_call_are_those_that_count():
 
 @torch.no_grad()
 @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
-def test_can_be_traced():
+def test_can_be_traced(monkeypatch):
     backbone = build().eval()
     x = torch.randn(1, 3, 48, 80).double()
-    traced = torch.jit.trace(backbone, torch.randn_like(x))
+    with monkeypatch.context() as patch:
+        # What is cut up for the cache of a CPU would stay so on a GPU.
+        patch.setattr(mmhpvit.sequences, '_CACHED_TOKENS', 1)
+        traced = torch.jit.trace(backbone, torch.randn_like(x))
+    attentions = str(traced.inlined_graph).count('aten::scaled_dot_product_attention')
+    assert attentions == len(backbone.blocks)
     for found, expected in zip(traced(x), backbone(x), strict=True):
         torch.testing.assert_close(found, expected)
 

@@ -12,7 +12,7 @@ from mmengine.optim import build_optim_wrapper
 from plain_twin import last_map, noisy, on_shifted_images, twin, without_norms
 from timm.layers import RelPosBias, RelPosMlp
 from timm.models import beit
-from tiny_models import KINDS, TRAITS
+from tiny_models import KINDS, TRAITS, register
 
 from mmhpvit import HPViT, PlainViTPyramid
 from mmhpvit.layouts import Layout, partition, sequence_shapes
@@ -140,6 +140,17 @@ def test_training_after_prediction_and_copying_after_training(plain):
     assert all(p.grad is not None for p in backbone.parameters())
     for again, before in zip(copy.deepcopy(backbone).eval()(x), predicted, strict=True):
         torch.testing.assert_close(again, before, **EXACT)
+
+
+def test_shared_relative_positions_are_computed_once(monkeypatch):
+    """As in timm, so that all blocks have the same of them dropped in training."""
+    register('tiny_srelpos_mlp', KINDS['tiny_relpos'][0], dict(shared_rel_pos=True))
+    backbone = HPViT('tiny_srelpos_mlp', depths=(0, 0, 4, 0), out_indices=(2,)).train()
+    calls = []
+    backbone.shared_rel_pos.mlp.register_forward_hook(lambda *_: calls.append(1))
+    backbone(torch.randn(1, 3, 64, 64))[0].sum().backward()
+    assert len(calls) == 1
+    assert all(p.grad is not None for p in backbone.shared_rel_pos.parameters())
 
 
 @pytest.mark.parametrize('plain', KINDS)

@@ -56,11 +56,19 @@ def loader(sampler: type, batches: type, workers: int, persistent: bool = False)
     )
 
 
+# Later versions skip by themselves, and have nothing to take apart.
+older = pytest.mark.skipif(
+    hasattr(_InfiniteDataloaderIterator, 'skip_iter'),
+    reason='mmengine moves on in the order of the images itself',
+)
+
+
 @pytest.fixture
 def no_waiting(monkeypatch):
     monkeypatch.setattr('mmengine.runner.loops.time.sleep', lambda _: None)
 
 
+@older
 @pytest.mark.parametrize('count', [0, 1, 3, 11, 12, 13, 60])
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize(
@@ -74,6 +82,7 @@ def test_skipped_batches_are_those_that_would_have_come(sampler, batches, worker
     assert [b.tolist() for b in islice(rest, 30)] == whole[count:]
 
 
+@older
 def test_workers_that_stay_are_skipped_too(no_waiting):
     whole = _InfiniteDataloaderIterator(loader(DefaultSampler, BatchSampler, 0))
     whole = [b.tolist() for b in islice(whole, 60)]

@@ -23,6 +23,8 @@ import mmhpvit.checkpoint
 import mmhpvit.weights
 from mmhpvit import HPViT, PlainViTPyramid, load_plain_weights
 from mmhpvit.checkpoint import read_checkpoint
+from mmhpvit.plain import build_plain_vit
+from mmhpvit.weights import expected_images
 
 TINY = 'tiny_patch16'
 
@@ -247,8 +249,8 @@ def test_timms_own_weights(monkeypatch):
     monkeypatch.setattr(mmhpvit.weights, 'load_state_dict_from_hf', from_hub)
     build = mmhpvit.weights.build_plain_vit
 
-    def with_hub_id(name):
-        plain = build(name)
+    def with_hub_id(name, **options):
+        plain = build(name, **options)
         plain.pretrained_cfg = dict(plain.pretrained_cfg, hf_hub_id='timm/tiny')
         return plain
 
@@ -541,11 +543,76 @@ def test_original_augreg_files_of_another_vit_are_refused(plain, message, tmp_pa
 
 def test_original_augreg_files_that_are_resized_say_so(tmp_path):
     np.savez(tmp_path / 'augreg.npz', **as_augreg(timm_model()))
-    report = load_plain_weights(HPViT('tiny_patch32'), tmp_path / 'augreg.npz')
-    assert sorted(report.resized) == [
-        ('patch_embed.proj.weight', (48, 3, 16, 16), (48, 3, 32, 32)),
-        ('pos_embed', (1, 17, 48), (1, 10, 48)),
-    ]
+    report = load_plain_weights(HPViT('tiny_large_grid'), tmp_path / 'augreg.npz')
+    assert report.resized == [('pos_embed', (1, 17, 48), (1, 37, 48))]
+
+
+def test_kernels_of_another_patch_are_refused(tmp_path):
+    """Resized, they would see the image at another scale than they were trained at."""
+    np.savez(tmp_path / 'augreg.npz', **as_augreg(timm_model()))
+    save_file(timm_model().state_dict(), tmp_path / 'file.safetensors')
+    for name in ('augreg.npz', 'file.safetensors'):
+        for plain, patch in (('tiny_patch32', 32), ('tiny_patch14', 14)):
+            with pytest.raises(ValueError, match=rf'has patch 16 \(the model has {patch}\): it is not of'):
+                load_plain_weights(HPViT(plain), tmp_path / name)
+    assert load_plain_weights(HPViT('flexivit_tiny'), tmp_path / 'file.safetensors').resized
+
+
+def test_empty_path_is_no_wish_for_timms_weights():
+    """As a variable that is not set leaves it."""
+    with pytest.raises(ValueError, match=r"checkpoint='' is empty \(a variable that is not set\?\)"):
+        HPViT(TINY, init_cfg=dict(type='PlainViT', checkpoint='')).init_weights()
+
+
+@pytest.mark.parametrize(
+    ('first', 'second', 'taken'),
+    [
+        ('model.', 'ema_model.', 'second'),
+        ('state_dict.model.', 'state_dict.averaged_model.module.', 'second'),
+        ('encoder.module.', 'target_encoder.module.', 'first'),  # I-JEPA, of which timm takes this one
+        ('model.base_encoder.', 'model.momentum_encoder.', 'first'),
+        ('encoder.', 'momentum_encoder.', None),
+        ('model.', 'model_momentum.', None),
+        ('model.', 'swa_model.', None),
+    ],
+)
+def test_averages_are_taken_or_asked_about(first, second, taken, tmp_path):
+    own, other = (timm.create_model(TINY, num_classes=0).state_dict() for _ in range(2))
+    other = {name: tensor + 1 for name, tensor in other.items()}
+    both = {first + k: v for k, v in own.items()} | {second + k: v for k, v in other.items()}
+    torch.save(both, tmp_path / 'two.pth')
+    backbone = HPViT(TINY)
+    if taken is None:
+        with pytest.raises(ValueError, match=r'has 2 encoders: .*say which by source='):
+            load_plain_weights(backbone, tmp_path / 'two.pth')
+        load_plain_weights(backbone, tmp_path / 'two.pth', second.removesuffix('.'))
+    else:
+        load_plain_weights(backbone, tmp_path / 'two.pth')
+    expected = own if taken == 'first' else other
+    assert torch.equal(backbone.cls_token, expected['cls_token'])
+
+
+def test_images_of_names_of_older_versions_of_timm():
+    """They stand for one set of weights, and so does a name that timm chooses the weights of."""
+    older = build_plain_vit('vit_base_patch16_224_in21k', device='meta')
+    assert expected_images(older, 'vit_base_patch16_224_in21k') == {
+        ((127.5,) * 3, (127.5,) * 3): ['augreg_in21k']
+    }
+    name = 'vit_base_patch16_224'
+    plain = build_plain_vit(name, device='meta')
+    assert len(expected_images(plain, name)) > 1
+    assert list(expected_images(plain, name, of_timm=True)) == [((127.5,) * 3, (127.5,) * 3)]
+
+
+def test_loading_builds_no_second_vit_in_memory(tmp_path, monkeypatch):
+    save_file(timm_model().state_dict(), tmp_path / 'file.safetensors')
+    backbone, built = HPViT(TINY), []
+    build = mmhpvit.weights.build_plain_vit
+    monkeypatch.setattr(
+        mmhpvit.weights, 'build_plain_vit', lambda *a, **k: built.append(build(*a, **k)) or built[-1]
+    )
+    load_plain_weights(backbone, tmp_path / 'file.safetensors')
+    assert [all(p.is_meta for p in vit.parameters()) for vit in built] == [True]
 
 
 def test_half_precision_is_cast_and_reported(tmp_path):

@@ -95,3 +95,5 @@ for _name, _traits in TRAITS.items():
 for _name, (_create, _traits) in KINDS.items():
     register(_name, _create, _traits)
 register('tiny_deep', _create_vision_transformer, dict(depth=6))
+register('tiny_large_grid', _create_vision_transformer, dict(img_size=96))
+register('flexivit_tiny', _create_vision_transformer, dict(patch_size=32, img_size=128))

@@ -245,6 +245,8 @@ def check_plain_weights(cfg: Config) -> None:
         if not path or '://' in path or missing_paths([path], cfg) or Path(path).is_dir():
             continue
         try:
-            plain_weights(build_plain_vit(backbone.plain), backbone.plain, path, one.get('source'))
+            plain_weights(
+                build_plain_vit(backbone.plain, device='meta'), backbone.plain, path, one.get('source')
+            )
         except (OSError, ValueError) as error:
             stop(f'model.backbone.init_cfg: {error}')

@@ -269,11 +269,18 @@ def check_checkpoint(cfg: Config, path: str) -> None:
 
 def check_weights(cfg: Config) -> None:
     """Stop where a checkpoint to resume from or to start from is not there."""
+    if cfg.get('load_from') == '':
+        stop('load_from is empty (a variable that is not set?); give a checkpoint, or leave it out')
     if cfg.get('load_from') and missing_paths([cfg.load_from], cfg):
         stop(f'checkpoint {cfg.load_from!r} does not exist (to resume or to load from)')
     init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or []
     for one in [init_cfg] if isinstance(init_cfg, dict) else init_cfg:
         path = one.get('checkpoint') if one.get('type') == 'PlainViT' else None
+        if path == '':
+            stop(
+                'model.backbone.init_cfg.checkpoint is empty (a variable that is not set?); give a file or URL, or '
+                'None for the weights that timm has'
+            )
         if path and missing_paths([path], cfg):
             stop(
                 f'checkpoint {path!r} does not exist (model.backbone.init_cfg.checkpoint, looked from '

@@ -59,6 +59,10 @@ def main() -> None:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             stop('--auto-scale-lr: the config has no auto_scale_lr.base_batch_size to scale from')
         cfg.auto_scale_lr.enable = True
+    if args.resume == '':
+        stop(
+            '--resume is empty (a variable that is not set?); give a checkpoint, or --resume alone for the last one'
+        )
     # A first start has nothing to go on from, and begins as without --resume.
     found = latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
     if found:
