@@ -50,6 +50,8 @@ def convert(raw: Weights, plain: nn.Module, source: str | None, report: LoadRepo
     expected = expected_weights(plain)
     naming, prefix, others = find_encoder(raw, source, report.source)
     report.naming, report.prefix = naming.name, prefix
+    kernel = tuple(raw[prefix + naming.patch].shape)
+    _check_patch(kernel, plain, report)
     weights = names_under(raw, prefix, others)
     own = {prefix + name for name in weights}
     report.dropped += [(name, 'not of the encoder') for name in raw if name not in own]
@@ -66,6 +68,8 @@ def convert(raw: Weights, plain: nn.Module, source: str | None, report: LoadRepo
     weights = _spread_shared_table(weights, expected)
     weights = _fit_attention(weights, expected, report)
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if len(kernel) == 4:
+        shapes[KERNEL] = kernel
     _check_positions(weights, plain, report)
     weights = _through_timm(weights, plain, report)
     weights = to_names_of(_fuse_gates(weights, expected), expected)
@@ -76,7 +80,7 @@ def convert(raw: Weights, plain: nn.Module, source: str | None, report: LoadRepo
         report.zero += [name for name in ('patch_embed.proj.bias',) if name in expected]
     weights = _drop_heads(weights, '', report)
     weights = _drop_zeros(weights, expected, report)
-    _check_geometry(weights, shapes, plain, report)
+    _check_geometry(weights, plain, report)
     _check_names(weights, expected, report)
     check_values(weights, report.source)
     return weights, shapes
@@ -272,11 +276,31 @@ def _drop_zeros(weights: Weights, expected: Weights, report: LoadReport) -> Weig
     return {k: v for k, v in weights.items() if k not in zeros}
 
 
-def _check_geometry(weights: Weights, shapes: dict, plain: nn.Module, report: LoadReport) -> None:
-    """Refuse another width, depth or patch in one line, before the names are compared one by one.
+def _check_patch(kernel: tuple[int, ...], plain: nn.Module, report: LoadReport) -> None:
+    """Refuse another patch: its kernel would be resized, and see the image at another scale than it was trained at."""
+    if len(kernel) in (2, 4) and is_of_another_patch(patch_side(kernel), plain, report.plain):
+        raise ValueError(
+            f'checkpoint {report.source!r} has patch {patch_side(kernel)} (the model has '
+            f'{plain.patch_embed.patch_size[0]}): it is not of plain={report.plain!r}; {_WHICH}'
+        )
 
-    A kernel of another size would be resized, and its ViT would see the image at another scale than it was trained at.
+
+def patch_side(kernel: tuple[int, ...]) -> int:
+    """Side of a patch in pixels, by the shape of a kernel (C, 3, P, P) or of its matrix (C, 3 * P * P)."""
+    return kernel[-1] if len(kernel) == 4 else math.isqrt(kernel[1] // 3)
+
+
+def is_of_another_patch(side: int, plain: nn.Module, name: str) -> bool:
+    """Whether patches of a side are far from those of a ViT.
+
+    Between 14 and 16 authors go themselves, as for EVA-02's detectors. FlexiViTs are trained with all sides.
     """
+    sides = side, plain.patch_embed.patch_size[0]
+    return max(sides) > 1.25 * min(sides) and not name.startswith('flexivit')
+
+
+def _check_geometry(weights: Weights, plain: nn.Module, report: LoadReport) -> None:
+    """Refuse another width or depth in one line, before the names are compared one by one."""
     if KERNEL not in weights:
         raise ValueError(
             f'checkpoint {report.source!r} has names of {report.naming}, which belong to another kind of ViT '
@@ -285,10 +309,6 @@ def _check_geometry(weights: Weights, shapes: dict, plain: nn.Module, report: Lo
     blocks = [int(m[1]) for name in weights if (m := re.match(r'blocks\.(\d+)\.', name))]
     found = {'width': weights[KERNEL].shape[0], 'depth': max(blocks, default=-1) + 1}
     expected = {'width': plain.embed_dim, 'depth': len(plain.blocks)}
-    kernel = shapes.get(KERNEL, ())
-    # FlexiViTs are trained with kernels of all sizes.
-    if len(kernel) == 4 and not report.plain.startswith('flexivit'):
-        found['patch'], expected['patch'] = kernel[-1], plain.patch_embed.patch_size[0]
     wrong = [f'{k} {found[k]} (the model has {expected[k]})' for k in found if found[k] != expected[k]]
     if wrong:
         raise ValueError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import local_file, read_checkpoint
-from .conversion import check_values, convert
+from .conversion import check_values, convert, patch_side
 from .hpvit import HPViT
 from .namings import find_encoder, names_under, to_timm_names
 from .plain import PREFIX_TOKENS, build_plain_vit
@@ -174,7 +174,7 @@ def _describe(raw: dict[str, Tensor], source: str | None, location: str) -> Insp
         prefix=prefix,
         width=kernel.shape[0],
         depth=max((int(block[1]) for block in blocks if block), default=-1) + 1,
-        patch=kernel.shape[-1] if kernel.dim() == 4 else int((kernel.shape[1] // 3) ** 0.5),
+        patch=patch_side(kernel.shape),
         positions=positions[0].numel() // kernel.shape[0] if positions else None,
         tokens=tokens,
     )

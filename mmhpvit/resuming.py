@@ -3,12 +3,13 @@
 
 import logging
 from collections.abc import Iterator
-from itertools import chain, islice, repeat
+from itertools import islice
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
+from torch.utils.data import IterableDataset
 
 
 @HOOKS.register_module()
@@ -29,16 +30,40 @@ class SkipTrainedData(Hook):
         """Take the place of the loop's batches, of which the loop throws away as many as were trained."""
         loop = runner.train_loop
         batches = getattr(loop, 'dataloader_iterator', None)
-        if not isinstance(loop, IterBasedTrainLoop) or not loop.iter:
+        # A second hook of this kind finds what the first has left.
+        if not isinstance(loop, IterBasedTrainLoop) or isinstance(batches, _MovedOn) or not loop.iter:
             return
-        # A second hook of this kind finds the chain of the first; later versions of the loop skip by themselves.
-        if isinstance(batches, chain) or hasattr(batches, 'skip_iter'):
-            return
+        if isinstance(loop.dataloader.dataset, IterableDataset):
+            return  # has no order of its own to move on in
+        if hasattr(batches, 'skip_iter'):
+            # Later versions of the loop ask for that, which is fast for the samplers that they know.
+            if getattr(loop, 'fast_forward_on_resume', False) or batches._resolve_sampler() is not None:
+                return
+            batches._ensure_iterator()
         if not hasattr(getattr(batches, '_iterator', None), '_sampler_iter'):
             print_log('SkipTrainedData: unknown loader, which loads all again', 'current', logging.WARNING)
             return
         skip_batches(batches, loop.iter)
-        loop.dataloader_iterator = chain(repeat(None, loop.iter), batches)
+        loop.dataloader_iterator = _MovedOn(batches, loop.iter)
+
+
+class _MovedOn:
+    """Batches after some, which the loop is yet to throw away: it gets nothing in their place."""
+
+    def __init__(self, batches: Iterator, passed: int) -> None:
+        self.batches, self.passed = batches, passed
+
+    def __iter__(self) -> Iterator:
+        return self
+
+    def __next__(self) -> object:
+        if self.passed:
+            self.passed -= 1
+            return None
+        return next(self.batches)
+
+    def skip_iter(self, count: int) -> None:
+        self.passed -= count
 
 
 def skip_batches(batches: Iterator, count: int) -> None:

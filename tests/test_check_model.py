@@ -136,7 +136,7 @@ def decayed(lr: float, **scheduler) -> Config:
 
 
 def test_rates_that_do_not_fall_are_refused(capsys):
-    with pytest.raises(SystemExit, match=r'eta_min=0\.0001 \(PolyLR\): expected less than .*lr=0\.0001'):
+    with pytest.raises(SystemExit, match=r'eta_min=0\.0001: expected less than .*lr=0\.0001'):
         check_model.check_last_rates(decayed(1e-4, eta_min=1e-4))
     assert not capsys.readouterr().out
     check_model.check_last_rates(decayed(2e-4, eta_min=1e-4))
@@ -165,6 +165,11 @@ def test_rates_that_do_not_fall_are_refused(capsys):
         (dict(type='CocoMetric', metric='proposal'), 'coco/AR@100', None),
         (dict(type='VOCMetric', metric='mAP'), 'coco/bbox_mAP', 'gives pascal_voc/mAP'),
         (dict(type='VOCMetric', metric='mAP'), 'pascal_voc/mAP', None),
+        (dict(type='CocoMetric', metric='proposal_fast'), 'coco/AR@1000', None),
+        (dict(type='CocoMetric', classwise=True), 'coco/person_precision', None),
+        (dict(type='CocoMetric', metric_items=['AR@100', 'mAP']), 'coco/bbox_AR@100', None),
+        (dict(type='VOCMetric', iou_thrs=[0.5, 0.75]), 'pascal_voc/AP75', None),
+        (dict(type='IoUMetric', iou_metrics='mIoU'), 'mIoU', None),
         (dict(type='IoUMetric', iou_metrics=['mDice']), 'mIoU', 'gives mDice, mAcc, aAcc'),
         (dict(type='IoUMetric', iou_metrics=['mFscore', 'mIoU']), 'mPrecision', None),
         ([dict(type='IoUMetric'), dict(type='OwnMetric')], 'own', None),
@@ -194,16 +199,31 @@ def test_schedule_in_iterations_of_another_total_is_said(processes, said, capsys
     assert capsys.readouterr().out == ''
 
 
-def test_detector_on_a_gpu_without_operators_is_refused(monkeypatch):
+@pytest.mark.parametrize(
+    ('model', 'needed'),
+    [
+        (dict(type='MaskRCNN', roi_head=dict(roi_layer=dict(type='RoIAlign'))), 'RoIAlign'),
+        (dict(type='mmdet.RetinaNet', test_cfg=dict(nms=dict(type='nms'))), 'nms'),
+        (
+            dict(type='EncoderDecoder', decode_head=dict(p=dict(type='mmdet.MSDeformAttnPixelDecoder'))),
+            'MSDeform',
+        ),
+        (dict(type='DINO'), 'DINO'),
+        (dict(type='DETR', bbox_head=dict(type='DETRHead')), None),
+        (dict(type='EncoderDecoder', decode_head=[dict(type='UPerHead')]), None),
+    ],
+)
+def test_operators_that_mmcv_was_compiled_without_are_missed_before_training(model, needed, monkeypatch):
+    monkeypatch.setattr('mmcv.ops.get_compiling_cuda_version', lambda: 'not available')
+    check_operators(model)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    for version, fails in (('12.1', False), ('not available', True)):
-        monkeypatch.setattr('mmcv.ops.get_compiling_cuda_version', lambda version=version: version)
-        check_operators('mmseg')
-        if fails:
-            with pytest.raises(SystemExit, match='mmcv here was compiled without CUDA'):
-                check_operators('mmdet')
-        else:
-            check_operators('mmdet')
+    if needed is None:
+        check_operators(model)
+    else:
+        with pytest.raises(SystemExit, match=rf'mmcv here was compiled without CUDA.*\({needed}'):
+            check_operators(model)
+    monkeypatch.setattr('mmcv.ops.get_compiling_cuda_version', lambda: '12.1')
+    check_operators(model)
 
 
 @pytest.mark.parametrize(('iterations', 'warned'), [(600, True), (1000, False), (5000, False)])

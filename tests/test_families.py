@@ -22,6 +22,7 @@ from timm.models.deit import _create_deit
 from tiny_models import register
 
 from mmhpvit import HPViT, LoadReport, load_plain_weights
+from mmhpvit.namings import find_encoder
 
 SIZE = (64, 64)
 WIDTH, HEADS, DEPTH, PATCH = 48, 3, 4, 16
@@ -604,6 +605,16 @@ def test_what_timm_converts(plain, as_published, naming, tmp_path):
     assert_tokens(backbone, vit.forward_features(x)[:, backbone.num_prefix_tokens :], x)
     assert report.naming == naming
     assert report.resized == []
+    # With patches of twice the side, whatever their names and form.
+    named, prefix, _ = find_encoder(weights, None, 'file.pth')
+    kernel = weights[prefix + named.patch]
+    wide = (*kernel.shape[:2], *(2 * side for side in kernel.shape[2:]))
+    weights[prefix + named.patch] = torch.zeros(
+        wide if kernel.dim() == 4 else (len(kernel), 4 * kernel.shape[1])
+    )
+    torch.save(weights, tmp_path / 'wide.pth')
+    with pytest.raises(ValueError, match=rf'has patch {2 * vit.patch_embed.patch_size[0]} \(the model has'):
+        load(plain, tmp_path / 'wide.pth')
 
 
 def _vit_weights() -> dict[str, torch.Tensor]:

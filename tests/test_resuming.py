@@ -3,16 +3,17 @@
 
 import multiprocessing
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
 from mmhpvit import SkipTrainedData
 from mmhpvit.resuming import skip_batches
@@ -89,6 +90,50 @@ def test_workers_that_stay_are_skipped_too(no_waiting):
     rest = _InfiniteDataloaderIterator(loader(DefaultSampler, BatchSampler, 2, persistent=True))
     skip_batches(rest, 31)
     assert [b.tolist() for b in islice(rest, 29)] == whole[31:]
+
+
+@pytest.mark.parametrize('known', [True, False])
+def test_later_loops_that_do_not_know_the_sampler_are_helped(known, no_waiting):
+    """As mmengine's community fork, whose loop asks its batches to skip."""
+
+    class Later(_InfiniteDataloaderIterator):
+        def skip_iter(self, count: int) -> None:
+            raise AssertionError('the hook should have done it')
+
+        def _resolve_sampler(self) -> object | None:
+            return self._dataloader.sampler if known else None
+
+        def _ensure_iterator(self) -> None:
+            self._iterator = iter(self._dataloader)
+
+    data = loader(InfiniteSampler, PairsOfAKind, 0)
+    runner = SimpleNamespace(train_loop=IterBasedTrainLoop.__new__(IterBasedTrainLoop))
+    batches = Later(data)
+    vars(runner.train_loop).update(_iter=5, dataloader=data, dataloader_iterator=batches)
+    SkipTrainedData().before_train(runner)
+    found = runner.train_loop.dataloader_iterator
+    assert (found is batches) == known
+    if not known:
+        found.skip_iter(5)
+        assert next(found).numel() == 2
+        assert data.dataset.given.value == 2
+    # A loop that is told to leave the order as it is needs nothing.
+    vars(runner.train_loop).update(dataloader_iterator=batches, fast_forward_on_resume=True)
+    SkipTrainedData().before_train(runner)
+    assert runner.train_loop.dataloader_iterator is batches
+
+
+def test_data_without_an_order_is_left_to_mmengine():
+    class Endless(IterableDataset):
+        def __iter__(self):
+            return iter(range(100))
+
+    data = DataLoader(Endless(), batch_size=2)
+    runner = SimpleNamespace(train_loop=IterBasedTrainLoop.__new__(IterBasedTrainLoop))
+    batches = _InfiniteDataloaderIterator(data)
+    vars(runner.train_loop).update(_iter=5, dataloader=data, dataloader_iterator=batches)
+    SkipTrainedData().before_train(runner)
+    assert runner.train_loop.dataloader_iterator is batches
 
 
 class Seen(BaseModel):

@@ -63,7 +63,7 @@ def test_environment_for_the_cpu_is_not_ready_for_a_gpu(cpu_only, smi, cuda, rea
     monkeypatch.setattr(setup_env, 'STAMP', tmp_path / 'stamp')
     monkeypatch.setattr(setup_env, 'PYTHON', Path(sys.executable))
     monkeypatch.setattr(setup_env, 'CPU_ONLY', tmp_path / 'cpu-only')
-    monkeypatch.setattr(setup_env, 'builds_for_cuda', lambda: cuda)
+    monkeypatch.setattr(setup_env, 'why_not_cuda', lambda: None if cuda else 'no nvcc')
     monkeypatch.setattr(setup_env.shutil, 'which', lambda name: f'/bin/{name}' if smi else None)
     assert not setup_env.is_ready('as wanted')
     (tmp_path / 'stamp').write_text('as wanted')

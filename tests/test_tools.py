@@ -90,7 +90,7 @@ def test_train_then_test_then_draw(config, tmp_path, env):
             isinstance(mask['counts'], bytes) for one in found for mask in one['pred_instances']['masks']
         )
     else:
-        assert {one['pred_sem_seg']['data'].dtype for one in found} == {torch.uint8}
+        assert {one['pred_sem_seg']['data'].dtype for one in found} == {torch.int16}
         assert all(one['pred_sem_seg']['data'].shape[1:] == one['ori_shape'] for one in found)
     assert not [key for one in found for key in one if key.startswith('gt_') or key == 'seg_logits']
 

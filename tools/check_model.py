@@ -130,42 +130,44 @@ def check_schedule(cfg: Config) -> None:
 
 
 def check_last_rates(cfg: Config) -> None:
-    """Stop where the learning rate falls to no less than it begins with; say where that of some layers rises.
+    """Stop where the rates of layer-wise decay fall to no less than the highest; say where some of them rise.
 
-    ``eta_min`` is a rate for all, whatever they begin with, so that a floor meant for a higher rate undoes layer-wise
-    decay.
+    ``eta_min`` is a rate for all, whatever they begin with, so that a floor meant for a higher rate undoes the decay.
     """
-    optim_wrapper = cfg.get('optim_wrapper') or {}
-    rate = (optim_wrapper.get('optimizer') or {}).get('lr')
+    rates = _decayed_rates(cfg)
     schedulers = cfg.get('param_scheduler') or []
-    for i, one in enumerate([schedulers] if isinstance(schedulers, dict) else schedulers):
-        floor = one.get('eta_min')
-        if not rate or not floor or floor < _lowest_rate(cfg, rate):
-            continue
-        text = f'param_scheduler.{i}.eta_min={floor:g}'
-        cure = f'--cfg-options param_scheduler.{i}.eta_min=0'
-        if floor >= rate:
-            stop(
-                f'{text} ({one.get("type")}): expected less than optim_wrapper.optimizer.lr={rate:g}; as it is, no '
-                f'rate falls, and those of layer-wise decay rise to it: {cure}'
-            )
-        if int(os.environ.get('RANK', 0)) == 0:
-            print(
-                f'WARNING: {text} is more than the first layers begin with by layer-wise decay, so that their rate '
-                f'rises all through the training: {cure}',
-                flush=True,
-            )
+    schedulers = [schedulers] if isinstance(schedulers, dict) else schedulers
+    # Momentum and weight decay have schedules, too; and what another one follows may rise.
+    of_rates = [i for i, one in enumerate(schedulers) if str(one.get('type')).endswith('LR')]
+    floor = schedulers[of_rates[-1]].get('eta_min') if of_rates else None
+    if rates is None or not floor or floor < rates[0]:
+        return
+    text = f'param_scheduler.{of_rates[-1]}.eta_min={floor:g}'
+    cure = f'--cfg-options param_scheduler.{of_rates[-1]}.eta_min=0'
+    if floor >= rates[1] and not (cfg.get('auto_scale_lr') or {}).get('enable'):
+        stop(
+            f'{text}: expected less than optim_wrapper.optimizer.lr={rates[1]:g}; as it is, no rate falls, and those '
+            f'of layer-wise decay rise to it: {cure}'
+        )
+    if int(os.environ.get('RANK', 0)) == 0:
+        print(
+            f'WARNING: {text} is more than the first layers begin with by layer-wise decay, so that their rate rises '
+            f'all through the training: {cure}',
+            flush=True,
+        )
 
 
-def _lowest_rate(cfg: Config, rate: float) -> float:
-    """That of the first layer, by the layer-wise decay of this package."""
+def _decayed_rates(cfg: Config) -> tuple[float, float] | None:
+    """Those of the first layer and of the head; None without layer-wise decay of a backbone of this package."""
     from mmhpvit.plain import build_plain_vit
 
+    optim_wrapper = cfg.get('optim_wrapper') or {}
+    rate = (optim_wrapper.get('optimizer') or {}).get('lr')
+    decay = (optim_wrapper.get('paramwise_cfg') or {}).get('decay_rate')
     backbone = cfg.model.get('backbone') or {}
-    decay = (cfg.optim_wrapper.get('paramwise_cfg') or {}).get('decay_rate')
-    if own_backbone(backbone.get('type')) is None or decay is None:
-        return rate
-    return rate * decay ** (len(build_plain_vit(backbone.plain, device='meta').blocks) + 1)
+    if own_backbone(backbone.get('type')) is None or not rate or not decay:
+        return None
+    return rate * decay ** (len(build_plain_vit(backbone.plain, device='meta').blocks) + 1), rate
 
 
 def check_save_best(cfg: Config) -> None:
@@ -188,17 +190,24 @@ def check_save_best(cfg: Config) -> None:
 
 
 def _metrics(evaluator: ConfigDict) -> list[str]:
-    """What the metrics of COCO's, VOC's or mmseg's evaluator are called; none of another one."""
+    """What the metrics of COCO's, VOC's or mmseg's evaluator are called; none where it is not known."""
     kind, prefix = evaluator.get('type'), evaluator.get('prefix')
     if kind == 'CocoMetric':
         values = evaluator.get('metric') or 'bbox'
         values = [values] if isinstance(values, str) else values
-        return [f'{prefix or "coco"}/{value}_mAP' for value in values if 'proposal' not in values]
+        others = evaluator.get('classwise') or evaluator.get('metric_items')
+        if others or not set(values) <= {'bbox', 'segm'}:
+            return []
+        return [f'{prefix or "coco"}/{value}_mAP' for value in values]
     if kind == 'VOCMetric' and evaluator.get('metric', 'mAP') == 'mAP':
-        return [f'{prefix or "pascal_voc"}/{name}' for name in ('mAP', 'AP50')]
+        thresholds = evaluator.get('iou_thrs') or 0.5
+        thresholds = [thresholds] if isinstance(thresholds, float) else thresholds
+        names = ['mAP', *(f'AP{int(threshold * 100):02d}' for threshold in thresholds)]
+        return [f'{prefix or "pascal_voc"}/{name}' for name in names]
     if kind == 'IoUMetric':
         fscore = ['mFscore', 'mPrecision', 'mRecall']
         values = evaluator.get('iou_metrics') or ['mIoU']
+        values = [values] if isinstance(values, str) else values
         names = [name for value in values for name in (fscore if value == 'mFscore' else [value, 'mAcc'])]
         return [f'{prefix}/{name}' if prefix else name for name in (*dict.fromkeys(names), 'aAcc')]
     return []

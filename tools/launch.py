@@ -95,22 +95,48 @@ def require_mmpretrain() -> None:
         stop(f"classification needs mmpretrain: pip install 'mmpretrain==1.2.0' ({error})")
 
 
-def check_operators(library: str | None) -> None:
-    """Stop where a detector would run on a GPU with an mmcv that was compiled without CUDA."""
-    if library != 'mmdet' or not torch.cuda.is_available():
+# What of a model runs on a GPU only by operators of mmcv that were compiled for it.
+_OPERATORS = (
+    'RoIAlign',
+    'nms',
+    'soft_nms',
+    'DCN',
+    'DCNv2',
+    'MSDeformAttnPixelDecoder',
+    'MultiScaleDeformableAttention',
+)
+_WITH_OPERATORS = ('DINO', 'DeformableDETR', 'DDQDETR', 'GroundingDINO')
+
+
+def check_operators(model: dict) -> None:
+    """Stop where a model would run on a GPU by operators that mmcv was compiled without."""
+    types = _types(model)
+    needed = [kind for kind in (*_OPERATORS, *_WITH_OPERATORS) if kind in types]
+    if not needed or not torch.cuda.is_available():
         return
     from mmcv.ops import get_compiling_cuda_version
 
     if get_compiling_cuda_version() == 'not available':
         stop(
-            'mmcv here was compiled without CUDA, and detectors need its operators (RoIAlign, NMS) on the GPU; run '
-            'tools/setup_env.py on a machine with a GPU and nvcc, or set CUDA_VISIBLE_DEVICES= for the CPU'
+            f'mmcv here was compiled without CUDA, and the model needs its operators on the GPU ({", ".join(needed)}); '
+            'run tools/setup_env.py on a machine with a GPU and nvcc, or set CUDA_VISIBLE_DEVICES= for the CPU'
         )
+
+
+def _types(node: object) -> set[str]:
+    """Names of all types in a config, of mmdet's without its prefix."""
+    if isinstance(node, list | tuple):
+        return set().union(*map(_types, node))
+    if not isinstance(node, dict):
+        return set()
+    kind = node.get('type')
+    own = {kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', '')}
+    return own.union(*map(_types, node.values()))
 
 
 def build_runner(cfg: Config) -> Runner:
     """Build the runner that the config asks for, on the devices that are there."""
-    check_operators(cfg.get('default_scope'))
+    check_operators(cfg.model)
     if not torch.cuda.is_available() and cfg.launcher != 'none':
         _use_gloo(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

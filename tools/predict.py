@@ -120,7 +120,7 @@ def main() -> None:
     if scope not in KINDS:
         stop(f'{args.config} has default_scope={scope!r}; expected one of {", ".join(KINDS)}')
     if args.device != 'cpu':
-        check_operators(scope)
+        check_operators(cfg.model)
     check_checkpoint(cfg, args.checkpoint)
     predict = KINDS[scope](args)
     pictures = args.out / 'pictures'

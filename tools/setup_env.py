@@ -162,28 +162,21 @@ def ask(code):
     return out.stdout.strip()
 
 
-def builds_for_cuda():
-    """Whether mmcv's CUDA operators can be built here: it takes a GPU and NVIDIA's compiler."""
+def why_not_cuda():
+    """Why mmcv's CUDA operators cannot be built here, which takes a GPU and NVIDIA's compiler; None where they can."""
     cuda_home = os.environ.get('CUDA_HOME', '/usr/local/cuda')
-    has_gpu = ask('import torch; print(torch.cuda.is_available())') == 'True'
-    if not has_gpu:
-        say(
-            "no GPU is here, so mmcv's operators are for the CPU; for detectors on a GPU run this there again"
-        )
-    elif not shutil.which('nvcc', path=f'{cuda_home}/bin:{os.environ["PATH"]}'):
-        say(
-            "a GPU is here but not nvcc, so mmcv's operators are for the CPU, and detectors do not train on the GPU;"
-        )
-        say('install the CUDA toolkit of this torch and run this again')
-        return False
-    return has_gpu
+    if ask('import torch; print(torch.cuda.is_available())') != 'True':
+        return 'no GPU is here that this torch can use; to train detectors on one, run this again where it is'
+    if not shutil.which('nvcc', path=f'{cuda_home}/bin:{os.environ["PATH"]}'):
+        return 'a GPU is here but not nvcc; to train detectors on it, install the CUDA toolkit and run this again'
+    return None
 
 
 def is_ready(wanted):
     """Whether nothing has changed, and no GPU is here for which the environment is not made."""
     if not (STAMP.is_file() and STAMP.read_text() == wanted and PYTHON.exists()):
         return False
-    return not (CPU_ONLY.exists() and shutil.which('nvidia-smi') and builds_for_cuda())
+    return not (CPU_ONLY.exists() and shutil.which('nvidia-smi') and why_not_cuda() is None)
 
 
 def wheel_folder(device):
@@ -206,7 +199,10 @@ def install_if_it_works(device, *wheel):
 
 
 def install_mmcv(python):
-    device = 'cuda' if builds_for_cuda() else 'cpu'
+    reason = why_not_cuda()
+    if reason:
+        say(f"mmcv's operators are for the CPU: {reason}")
+    device = 'cpu' if reason else 'cuda'
     CPU_ONLY.unlink(missing_ok=True)
     if device == 'cpu':
         CPU_ONLY.touch()
@@ -277,6 +273,7 @@ def main():
     if is_ready(wanted):
         say(f'environment is ready: {VENV}')
         return
+    STAMP.unlink(missing_ok=True)  # what fails from here on is not ready
     say(f'setting up {VENV} with Python {version_of(python)} ({python})')
     if version_of(str(PYTHON)) != version_of(python) or not has_module(str(PYTHON), 'pip'):
         create_environment(python)
