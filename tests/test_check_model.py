@@ -53,6 +53,7 @@ def test_heads_of_other_classes_than_the_data_are_refused(model, message):
         dict(panoptic_head=dict(num_things_classes=2, num_stuff_classes=0)),
         dict(bbox_head=dict(num_classes=2, loss_cls=dict(use_sigmoid=True, class_weight=[1.0, 2.0]))),
         dict(auxiliary_head=[dict(type='STDCHead', num_classes=2), dict(num_classes=2)]),
+        dict(bbox_head=dict(type='GroundingDINOHead', num_classes=256)),
     ],
 )
 def test_heads_that_agree_with_the_data_pass(model):

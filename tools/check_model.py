@@ -17,7 +17,7 @@ HEADS = (
     *('bbox_head', 'mask_head', 'panoptic_head', 'panoptic_fusion_head'),
     *('decode_head', 'auxiliary_head', 'head'),
 )
-NOT_OF_CLASSES = ('STDCHead',)  # tells edges
+NOT_OF_CLASSES = ('STDCHead', 'GroundingDINOHead', 'ATSSVLFusionHead')  # of edges, of tokens of a text
 
 
 def check_library(cfg: Config) -> None:
