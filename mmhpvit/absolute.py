@@ -38,6 +38,9 @@ def _interpolate_by_axis(positions: Tensor, size: tuple[int, int]) -> Tensor:
     Args:
         positions: (1, gh, gw, C).
         size: H and W.
+
+    Returns:
+        (1, H, W, C) in the type of ``positions``, computed in float32.
     """
     rows, columns = (
         F.interpolate(

@@ -1,7 +1,6 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """From the weights of a file to those of a plain ViT of timm: names first, then shapes, then checks."""
 
-import math
 import re
 from contextlib import redirect_stdout
 from functools import partial
@@ -13,17 +12,21 @@ from timm.models import beit, eva, vision_transformer
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
+from .fitting import (
+    KERNEL,
+    POSITIONS,
+    WHICH,
+    Weights,
+    check_geometry,
+    check_names,
+    check_patch,
+    check_positions,
+    check_values,
+)
 from .namings import NOT_OF_THE_BODY, find_encoder, names_under, to_names_of, to_timm_names
-from .report import LoadReport, abbreviate
+from .report import LoadReport
 
-KERNEL, POSITIONS = 'patch_embed.proj.weight', 'pos_embed'
 _TABLE = 'relative_position_bias_table'
-
-Weights = dict[str, Tensor]
-
-_WHICH = 'set plain= to the timm name of the ViT that it is of (tools/inspect_checkpoint.py FILE lists those that fit)'
-# What the backbones of this package have beside a plain ViT.
-_OURS = re.compile(r'(pools|out_norms|pyramid)\.\d')
 
 
 def expected_weights(plain: nn.Module) -> Weights:
@@ -51,7 +54,7 @@ def convert(raw: Weights, plain: nn.Module, source: str | None, report: LoadRepo
     naming, prefix, others = find_encoder(raw, source, report.source)
     report.naming, report.prefix = naming.name, prefix
     kernel = tuple(raw[prefix + naming.patch].shape)
-    _check_patch(kernel, plain, report)
+    check_patch(kernel, plain, report)
     weights = names_under(raw, prefix, others)
     own = {prefix + name for name in weights}
     report.dropped += [(name, 'not of the encoder') for name in raw if name not in own]
@@ -70,7 +73,7 @@ def convert(raw: Weights, plain: nn.Module, source: str | None, report: LoadRepo
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if len(kernel) == 4:
         shapes[KERNEL] = kernel
-    _check_positions(weights, plain, report)
+    check_positions(weights, plain, report)
     weights = _through_timm(weights, plain, report)
     weights = to_names_of(_fuse_gates(weights, expected), expected)
     weights = _fit_attention(weights, expected, report)
@@ -80,8 +83,8 @@ def convert(raw: Weights, plain: nn.Module, source: str | None, report: LoadRepo
         report.zero += [name for name in ('patch_embed.proj.bias',) if name in expected]
     weights = _drop_heads(weights, '', report)
     weights = _drop_zeros(weights, expected, report)
-    _check_geometry(weights, plain, report)
-    _check_names(weights, expected, report)
+    check_geometry(weights, plain, report)
+    check_names(weights, expected, report)
     check_values(weights, report.source)
     return weights, shapes
 
@@ -185,26 +188,6 @@ def _fuse_gates(weights: Weights, expected: Weights) -> Weights:
     return fused
 
 
-def _check_positions(weights: Weights, plain: nn.Module, report: LoadReport) -> None:
-    """Refuse a position embedding with entries for other prefix tokens than the model has."""
-    own = getattr(plain, 'pos_embed', None)
-    if (
-        POSITIONS not in weights
-        or own is None
-        or own.dim() != 3
-        or 'reg_token' not in dict(plain.named_parameters())
-    ):
-        return
-    prefix = own.shape[1] - plain.patch_embed.num_patches
-    given = weights[POSITIONS].shape[1] - (1 if 'register_tokens' in weights else prefix)
-    if given != plain.patch_embed.num_patches and math.isqrt(given) ** 2 != given:
-        raise ValueError(
-            f'checkpoint {report.source!r} has {weights[POSITIONS].shape[1]} positions, which is no square beside '
-            f'the {prefix} of prefix tokens that plain={report.plain!r} has; a ViT with another number of class or '
-            'register tokens has another timm name'
-        )
-
-
 def _through_timm(weights: Weights, plain: nn.Module, report: LoadReport) -> Weights:
     """timm's own conversion of names where it knows them, and of shapes."""
     try:
@@ -218,7 +201,7 @@ def _through_timm(weights: Weights, plain: nn.Module, report: LoadReport) -> Wei
         reason = str(error).split('\n')[0]
         raise ValueError(
             f'the weights of {report.source} cannot be brought to the shapes of '
-            f'plain={report.plain!r} ({reason}); {_WHICH}'
+            f'plain={report.plain!r} ({reason}); {WHICH}'
         ) from error
 
 
@@ -274,97 +257,3 @@ def _drop_zeros(weights: Weights, expected: Weights, report: LoadReport) -> Weig
     zeros = [k for k, v in weights.items() if k not in expected and k.endswith(_TABLE) and not v.any()]
     report.dropped += [(name, 'zeros, which add nothing') for name in zeros]
     return {k: v for k, v in weights.items() if k not in zeros}
-
-
-def _check_patch(kernel: tuple[int, ...], plain: nn.Module, report: LoadReport) -> None:
-    """Refuse another patch: its kernel would be resized, and see the image at another scale than it was trained at."""
-    if len(kernel) in (2, 4) and is_of_another_patch(patch_side(kernel), plain, report.plain):
-        raise ValueError(
-            f'checkpoint {report.source!r} has patch {patch_side(kernel)} (the model has '
-            f'{plain.patch_embed.patch_size[0]}): it is not of plain={report.plain!r}; {_WHICH}'
-        )
-
-
-def patch_side(kernel: tuple[int, ...]) -> int:
-    """Side of a patch in pixels, by the shape of a kernel (C, 3, P, P) or of its matrix (C, 3 * P * P)."""
-    return kernel[-1] if len(kernel) == 4 else math.isqrt(kernel[1] // 3)
-
-
-def is_of_another_patch(side: int, plain: nn.Module, name: str) -> bool:
-    """Whether patches of a side are far from those of a ViT.
-
-    Between 14 and 16 authors go themselves, as for EVA-02's detectors. FlexiViTs are trained with all sides.
-    """
-    sides = side, plain.patch_embed.patch_size[0]
-    return max(sides) > 1.25 * min(sides) and not name.startswith('flexivit')
-
-
-def _check_geometry(weights: Weights, plain: nn.Module, report: LoadReport) -> None:
-    """Refuse another width or depth in one line, before the names are compared one by one."""
-    if KERNEL not in weights:
-        raise ValueError(
-            f'checkpoint {report.source!r} has names of {report.naming}, which belong to another kind of ViT '
-            f'than plain={report.plain!r}; {_WHICH}'
-        )
-    blocks = [int(m[1]) for name in weights if (m := re.match(r'blocks\.(\d+)\.', name))]
-    found = {'width': weights[KERNEL].shape[0], 'depth': max(blocks, default=-1) + 1}
-    expected = {'width': plain.embed_dim, 'depth': len(plain.blocks)}
-    wrong = [f'{k} {found[k]} (the model has {expected[k]})' for k in found if found[k] != expected[k]]
-    if wrong:
-        raise ValueError(
-            f'checkpoint {report.source!r} has {" and ".join(wrong)}: it is not of '
-            f'plain={report.plain!r}; {_WHICH}'
-        )
-
-
-def _check_names(weights: Weights, expected: Weights, report: LoadReport) -> None:
-    if any(_OURS.match(name) for name in weights):
-        raise ValueError(
-            f'checkpoint {report.source!r} is of a backbone of this package, not of a plain ViT; load it by '
-            "init_cfg=dict(type='Pretrained', checkpoint=FILE, prefix='backbone.'), or by load_from"
-        )
-    missing = [name for name in expected if name not in weights]
-    if not any(name.startswith('norm.') for name in weights):
-        # A ViT without a final norm, or with one behind its pooling: the norms of the levels start anew.
-        missing = [name for name in missing if not name.startswith('norm.')]
-    unexpected = [name for name in weights if name not in expected]
-    wrong = [
-        f'{name} {tuple(weights[name].shape)} for {tuple(expected[name].shape)}'
-        for name in expected
-        if name in weights and weights[name].shape != expected[name].shape
-    ]
-    problems = (('lacks', missing), ('has unknown', unexpected), ('has other shapes of', wrong))
-    found = [
-        f'{problem} {len(names)} weights ({", ".join(abbreviate(names)[:8])})'
-        for problem, names in problems
-        if names
-    ]
-    if found:
-        raise ValueError(
-            f'checkpoint {report.source!r} does not fit plain={report.plain!r}: it {", ".join(found)}; '
-            'nothing was loaded'
-        )
-
-
-_PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def check_values(weights: Weights, source: str) -> None:
-    """Refuse weights in other types than floating-point, and such as are NaN or infinite.
-
-    Raises:
-        ValueError: Weights that are.
-    """
-    kinds = [name for name, tensor in weights.items() if tensor.dtype not in _PRECISIONS]
-    if kinds:
-        raise ValueError(
-            f'checkpoint {source!r} has {len(kinds)} weights that are not in floating-point of 16 to 64 bits, '
-            f'such as {kinds[0]} in {weights[kinds[0]].dtype}; give them as they were before quantisation'
-        )
-    broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
-    if broken:
-        raise ValueError(
-            f'checkpoint {source!r} has values that are NaN or infinite in {len(broken)} weights: '
-            f'{", ".join(abbreviate(broken)[:8])}; the training that wrote it had diverged, or the file is '
-            'damaged; nothing was loaded'
-        )

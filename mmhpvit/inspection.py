@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import local_file, read_checkpoint
-from .conversion import check_values, convert, patch_side
+from .conversion import convert
+from .fitting import check_values, patch_side
 from .hpvit import HPViT
 from .namings import find_encoder, names_under, to_timm_names
 from .plain import PREFIX_TOKENS, build_plain_vit

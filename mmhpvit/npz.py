@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import refuse_zip_bomb
-from .conversion import KERNEL, POSITIONS, expected_weights, is_of_another_patch
+from .conversion import expected_weights
+from .fitting import KERNEL, POSITIONS, is_of_another_patch
 
 # What reading a damaged or foreign file raises, somewhere in numpy, zipfile or timm.
 _DAMAGE = (

@@ -14,8 +14,9 @@ from timm.models import get_arch_pretrained_cfgs, load_state_dict_from_hf
 from torch import Tensor, nn
 
 from .checkpoint import local_file, read_checkpoint
-from .conversion import KERNEL, POSITIONS, Weights, convert
+from .conversion import convert
 from .embed import resize_kernel
+from .fitting import KERNEL, POSITIONS, Weights
 from .npz import read_npz
 from .plain import PREFIX_TOKENS, build_plain_vit
 from .report import LoadReport
