@@ -18,10 +18,7 @@ import mmdet
 import mmseg
 import pytest
 import torch
-from check_data import check_data
-from mmengine.config import Config
 from mmengine.optim import OptimWrapper
-from mmengine.registry import MODELS, init_default_scope
 
 import mmhpvit
 
@@ -274,33 +271,6 @@ def test_processes_leave_together_and_without_threads(tmp_path, env):
     assert run(*command, script, tmp_path / 'written', env=env).count('left together') == 2
 
 
-@pytest.mark.parametrize(
-    ('plain', 'mean', 'warned'),
-    [
-        ('vit_tiny_patch16_224', [123.675, 116.28, 103.53], True),
-        ('vit_tiny_patch16_224', [127.5] * 3, False),
-        # Some weights of this name want these, others those.
-        ('vit_base_patch16_224', [123.675, 116.28, 103.53], False),
-        ('vit_base_patch16_224', [127.5] * 3, False),
-        ('vit_base_patch16_224.mae', [127.5] * 3, True),
-    ],
-)
-def test_wrong_mean_and_deviation_are_said_before_training(plain, mean, warned, capsys):
-    std = [58.395, 57.12, 57.375] if mean[0] < 127 else [127.5] * 3
-    model = dict(backbone=dict(type='HPViT', plain=plain), data_preprocessor=dict(mean=mean, std=std))
-    # mmengine takes the model's own before that of the config.
-    beside = dict(mean=[1.0] * 3, std=[1.0] * 3)
-    for cfg in (dict(model=model), dict(model=model, data_preprocessor=beside)):
-        launch.warn_of_normalisation(Config(cfg))
-        output = capsys.readouterr().out
-        assert warned == ('WARNING: model.data_preprocessor has' in output)
-        assert output.count('\n') == warned
-    launch.warn_of_normalisation(
-        Config(dict(model=dict(backbone=model['backbone']), data_preprocessor=beside))
-    )
-    assert 'mean=[1.0, 1.0, 1.0]' in capsys.readouterr().out
-
-
 def test_what_a_death_left_behind_is_gone_on_from(tmp_path, capsys):
     """mmengine writes the name of the last checkpoint in place, and may remove that one before it writes the next."""
     assert launch.latest_checkpoint(str(tmp_path)) is None
@@ -344,73 +314,6 @@ def test_first_start_with_resume_is_a_start(tmp_path, env):
         f'resumed from {tmp_path}' in log.replace('Resumed', 'resumed') or 'resumed epoch: 0, iter: 1' in log
     )
     assert 'Iter(train)' not in log
-
-
-@pytest.mark.parametrize(
-    ('names', 'classes', 'message'),
-    [
-        (['dog', 'cat', 'cow'], ('dog', 'cow'), None),
-        (['dog', 'cat', 'cow'], ('cow', 'dog'), r"expected \('dog', 'cow'\), the order of the categories"),
-        (
-            ['dog', 'cat', 'cow'],
-            ('dog', 'cats'),
-            r"has 'cats', but the categories of .* are \['dog', 'cat', 'cow'\]",
-        ),
-        (['dog'], 'dog', r"expected a tuple of names, for one class \('dog',\)"),
-    ],
-)
-def test_classes_are_those_of_the_file_in_its_order(names, classes, message, tmp_path):
-    (tmp_path / 'a.json').write_text(json.dumps(dict(categories=[dict(name=name) for name in names])))
-    own = dict(type='CocoDataset', data_root=str(tmp_path), ann_file='a.json', metainfo=dict(classes=classes))
-    cfg = Config(dict(train_dataloader=dict(dataset=dict(type='RepeatDataset', dataset=own))))
-    if message is None:
-        check_data(cfg, 'train_dataloader')
-        return
-    with pytest.raises(SystemExit, match=message):
-        check_data(cfg, 'train_dataloader')
-
-
-def test_classes_in_a_file_and_data_of_other_kinds_pass(tmp_path):
-    (tmp_path / 'a.json').write_text(json.dumps(dict(categories=[dict(name='dog'), dict(name='cat')])))
-    (tmp_path / 'names.txt').write_text('dog\ncat\n')
-    root = dict(data_root=str(tmp_path))
-    named = dict(
-        type='CocoDataset', ann_file='a.json', metainfo=dict(classes=str(tmp_path / 'names.txt')), **root
-    )
-    (tmp_path / 'train').mkdir()
-    folder = dict(type='CustomDataset', data_prefix='train', **root)
-    several = dict(
-        type='ConcatDataset', datasets=[named, folder, dict(type='Own', ann_file=['a.json'], **root)]
-    )
-    check_data(Config(dict(train_dataloader=dict(dataset=several))), 'train_dataloader')
-
-
-def test_folder_without_an_image_of_the_suffix_is_said(tmp_path):
-    (tmp_path / 'elsewhere').mkdir()
-    (tmp_path / 'elsewhere/a.png').touch()
-    (tmp_path / 'images').mkdir()
-    (tmp_path / 'images/deeper').symlink_to(tmp_path / 'elsewhere')
-    own = dict(type='BaseSegDataset', data_root=str(tmp_path), data_prefix=dict(img_path='images'))
-    with pytest.raises(SystemExit, match=r"images has no file that ends in '.jpg'"):
-        check_data(Config(dict(train_dataloader=dict(dataset=own))), 'train_dataloader')
-    check_data(Config(dict(train_dataloader=dict(dataset=own | dict(img_suffix='.png')))), 'train_dataloader')
-
-
-def test_checkpoints_of_stock_backbones_are_checked_too(tmp_path):
-    """Swin cannot be built without memory."""
-    cfg = Config.fromfile(Path(mmseg.__file__).parent / '.mim/configs/_base_/models/upernet_swin.py')
-    cfg.default_scope = 'mmseg'
-    cfg.merge_from_dict({'model.backbone.embed_dims': 24, 'model.backbone.depths': [1, 1, 1, 1]})
-    cfg.model.decode_head.update(in_channels=[24, 48, 96, 192], channels=8, norm_cfg=dict(type='BN'))
-    cfg.model.auxiliary_head.update(in_channels=96, channels=8, norm_cfg=dict(type='BN'))
-    init_default_scope('mmseg')
-    state = MODELS.build(cfg.model).state_dict()
-    torch.save(dict(state_dict=state), tmp_path / 'own.pth')
-    launch.check_checkpoint(cfg, str(tmp_path / 'own.pth'))
-    state.pop('decode_head.conv_seg.bias')
-    torch.save(dict(state_dict=state), tmp_path / 'other.pth')
-    with pytest.raises(SystemExit, match='1 weights missing'):
-        launch.check_checkpoint(cfg, str(tmp_path / 'other.pth'))
 
 
 def test_options_of_a_backbone_that_cannot_be_are_one_line(tmp_path, env):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from launch import missing_paths, stop
+from launch import stop
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import list_dir_or_file
 
@@ -47,6 +47,13 @@ def check_data(cfg: Config, *loaders: str) -> None:
         for key, dataset in found:
             _check_classes(key, dataset)
             _check_suffix(key, dataset)
+
+
+def missing_paths(paths: list[str], node: ConfigDict) -> list[str]:
+    """The paths that are local and not there; storage of another kind is left to its own reader."""
+    if node.get('backend_args'):
+        return []
+    return [path for path in paths if '://' not in path and not os.path.exists(path)]
 
 
 def first_of_the_machine() -> bool:

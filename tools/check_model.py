@@ -1,13 +1,15 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """Whether the parts of a config fit each other, before anything is built."""
 
+import copy
 import importlib.util
-import os
+import inspect
 from collections.abc import Iterator
-from pathlib import Path
+from difflib import get_close_matches
 
-from check_data import first_of_the_machine, named_classes, train_datasets
-from launch import missing_paths, own_backbone, stop
+import torch
+from check_data import named_classes, train_datasets
+from launch import stop
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, MODELS, Registry, init_default_scope
 
@@ -18,6 +20,17 @@ HEADS = (
     *('decode_head', 'auxiliary_head', 'head'),
 )
 NOT_OF_CLASSES = ('STDCHead', 'GroundingDINOHead', 'ATSSVLFusionHead')  # of edges, of tokens of a text
+# What of a model runs on a GPU only by operators of mmcv that were compiled for it.
+OPERATORS = (
+    'RoIAlign',
+    'nms',
+    'soft_nms',
+    'DCN',
+    'DCNv2',
+    'MSDeformAttnPixelDecoder',
+    'MultiScaleDeformableAttention',
+)
+WITH_OPERATORS = ('DINO', 'DeformableDETR', 'DDQDETR', 'GroundingDINO')
 
 
 def check_library(cfg: Config) -> None:
@@ -117,145 +130,60 @@ def _heads(node: object, key: str, is_head: bool = False) -> Iterator[tuple[str,
             yield from _heads(inner, f'{key}.{name}', name in HEADS)
 
 
-def check_schedule(cfg: Config) -> None:
-    """Stop where a part of the learning-rate schedule ends before it begins, as a shortened training's does."""
-    schedulers = cfg.get('param_scheduler') or []
-    for i, one in enumerate([schedulers] if isinstance(schedulers, dict) else schedulers):
-        begin, end = one.get('begin', 0), one.get('end', float('inf'))
-        if begin >= end:
-            stop(
-                f'param_scheduler.{i} ({one.get("type")}) begins at {begin} and ends at {end}; shorten the '
-                f'warm-up before it too: --cfg-options param_scheduler.0.end=N param_scheduler.{i}.begin=N, below {end}'
-            )
+def own_backbone(name: object) -> type | None:
+    """The backbone of this package that a config has by this name, or as this class; None where it is none."""
+    import mmhpvit
+
+    kind = getattr(mmhpvit, name, None) if isinstance(name, str) else name
+    return kind if isinstance(kind, type) and issubclass(kind, mmhpvit.HPViT) else None
 
 
-def check_last_rates(cfg: Config) -> None:
-    """Stop where the rates of layer-wise decay fall to no less than the highest; say where some of them rise.
-
-    ``eta_min`` is a rate for all, whatever they begin with, so that a floor meant for a higher rate undoes the decay.
-    """
-    rates = _decayed_rates(cfg)
-    schedulers = cfg.get('param_scheduler') or []
-    schedulers = [schedulers] if isinstance(schedulers, dict) else schedulers
-    # Momentum and weight decay have schedules, too; and what another one follows may rise.
-    of_rates = [i for i, one in enumerate(schedulers) if str(one.get('type')).endswith('LR')]
-    floor = schedulers[of_rates[-1]].get('eta_min') if of_rates else None
-    if rates is None or not floor or floor < rates[0]:
+def check_backbone(cfg: Config) -> None:
+    """Stop where a backbone of this package cannot be built as configured; its weights take no memory here."""
+    options = copy.deepcopy(cfg.model.get('backbone') or {})
+    kind = own_backbone(options.pop('type', None))
+    if kind is None:
         return
-    text = f'param_scheduler.{of_rates[-1]}.eta_min={floor:g}'
-    cure = f'--cfg-options param_scheduler.{of_rates[-1]}.eta_min=0'
-    if floor >= rates[1] and not (cfg.get('auto_scale_lr') or {}).get('enable'):
+    options.pop('init_cfg', None)
+    try:
+        with torch.device('meta'):
+            kind(**options)
+    except TypeError as error:
+        known = list(inspect.signature(kind).parameters)
+        unknown = [name for name in options if name not in known]
+        if not unknown:
+            stop(f'model.backbone: {error}')
+        close = get_close_matches(unknown[0], known, n=1)
+        hint = f'did you mean {close[0]!r}' if close else f'it has {", ".join(known)}'
         stop(
-            f'{text}: expected less than optim_wrapper.optimizer.lr={rates[1]:g}; as it is, no rate falls, and those '
-            f'of layer-wise decay rise to it: {cure}'
+            f'model.backbone: {kind.__name__} has no option {unknown[0]!r}; {hint}? Options of the backbone before it '
+            'go by backbone=dict(_delete_=True, ...)'
         )
-    if int(os.environ.get('RANK', 0)) == 0:
-        print(
-            f'WARNING: {text} is more than the first layers begin with by layer-wise decay, so that their rate rises '
-            f'all through the training: {cure}',
-            flush=True,
-        )
+    except ValueError as error:
+        stop(f'model.backbone: {error}')
 
 
-def _decayed_rates(cfg: Config) -> tuple[float, float] | None:
-    """Those of the first layer and of the head; None without layer-wise decay of a backbone of this package."""
-    from mmhpvit.plain import build_plain_vit
-
-    optim_wrapper = cfg.get('optim_wrapper') or {}
-    rate = (optim_wrapper.get('optimizer') or {}).get('lr')
-    decay = (optim_wrapper.get('paramwise_cfg') or {}).get('decay_rate')
-    backbone = cfg.model.get('backbone') or {}
-    if own_backbone(backbone.get('type')) is None or not rate or not decay:
-        return None
-    return rate * decay ** (len(build_plain_vit(backbone.plain, device='meta').blocks) + 1), rate
-
-
-def check_save_best(cfg: Config) -> None:
-    """Stop where the metric of the best checkpoint is none that the evaluation gives."""
-    best = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('save_best')
-    evaluators = cfg.get('val_evaluator')
-    if not best or not evaluators or cfg.get('val_cfg') is None:
+def check_operators(model: dict) -> None:
+    """Stop where a model would run on a GPU by operators that mmcv was compiled without."""
+    types = _types(model)
+    needed = [kind for kind in (*OPERATORS, *WITH_OPERATORS) if kind in types]
+    if not needed or not torch.cuda.is_available():
         return
-    found = [_metrics(one) for one in ([evaluators] if isinstance(evaluators, dict) else evaluators)]
-    if not all(found):
-        return
-    found = [name for names in found for name in names]
-    for name in [best] if isinstance(best, str) else best:
-        if name != 'auto' and not any(name == metric or name.startswith(f'{metric}_') for metric in found):
-            stop(
-                f'default_hooks.checkpoint.save_best={name!r}: val_evaluator gives {", ".join(found)}, so that the '
-                'training would end at its first validation: --cfg-options '
-                f'default_hooks.checkpoint.save_best={found[0]}'
-            )
+    from mmcv.ops import get_compiling_cuda_version
 
-
-def _metrics(evaluator: ConfigDict) -> list[str]:
-    """What the metrics of COCO's, VOC's or mmseg's evaluator are called; none where it is not known."""
-    kind, prefix = evaluator.get('type'), evaluator.get('prefix')
-    if kind == 'CocoMetric':
-        values = evaluator.get('metric') or 'bbox'
-        values = [values] if isinstance(values, str) else values
-        others = evaluator.get('classwise') or evaluator.get('metric_items')
-        if others or not set(values) <= {'bbox', 'segm'}:
-            return []
-        return [f'{prefix or "coco"}/{value}_mAP' for value in values]
-    if kind == 'VOCMetric' and evaluator.get('metric', 'mAP') == 'mAP':
-        thresholds = evaluator.get('iou_thrs') or 0.5
-        thresholds = [thresholds] if isinstance(thresholds, float) else thresholds
-        names = ['mAP', *(f'AP{int(threshold * 100):02d}' for threshold in thresholds)]
-        return [f'{prefix or "pascal_voc"}/{name}' for name in names]
-    if kind == 'IoUMetric':
-        fscore = ['mFscore', 'mPrecision', 'mRecall']
-        values = evaluator.get('iou_metrics') or ['mIoU']
-        values = [values] if isinstance(values, str) else values
-        names = [name for value in values for name in (fscore if value == 'mFscore' else [value, 'mAcc'])]
-        return [f'{prefix}/{name}' if prefix else name for name in (*dict.fromkeys(names), 'aAcc')]
-    return []
-
-
-def warn_of_warm_up(cfg: Config, iterations: int) -> None:
-    """Say where the learning rate still rises for most of the training."""
-    schedulers = cfg.get('param_scheduler') or []
-    for i, one in enumerate([schedulers] if isinstance(schedulers, dict) else schedulers):
-        end = one.get('end', float('inf'))
-        rises = one.get('type') in ('LinearLR', 'ConstantLR') and one.get('by_epoch') is False
-        if rises and iterations < 2 * end < float('inf') and int(os.environ.get('RANK', 0)) == 0:
-            print(
-                f'WARNING: the learning rate rises for {end} iterations (param_scheduler.{i}.end), and the training '
-                f'has {iterations}; it will hardly learn: --cfg-options param_scheduler.{i}.end={iterations // 10 + 1}',
-                flush=True,
-            )
-
-
-def warn_of_length(cfg: Config, processes: int) -> None:
-    """Say where another total of images an iteration makes a training of iterations shorter or longer in epochs."""
-    iterations, base = cfg.train_cfg.get('max_iters'), cfg.auto_scale_lr.base_batch_size
-    batch = processes * (cfg.train_dataloader.get('batch_size') or base)
-    if iterations and batch != base and int(os.environ.get('RANK', 0)) == 0:
-        print(
-            f'WARNING: --auto-scale-lr scales the rate, not the length: {iterations} iterations of {batch} images are '
-            f'{batch / base:.3g} times as many images as of {base}; for as many, train_cfg.max_iters='
-            f'{round(iterations * base / batch)}, with the ends and milestones of param_scheduler in proportion',
-            flush=True,
+    if get_compiling_cuda_version() == 'not available':
+        stop(
+            f'mmcv here was compiled without CUDA, and the model needs its operators on the GPU ({", ".join(needed)}); '
+            'run tools/setup_env.py on a machine with a GPU and nvcc, or set CUDA_VISIBLE_DEVICES= for the CPU'
         )
 
 
-def check_plain_weights(cfg: Config) -> None:
-    """Stop where a local file of plain ViT weights is not of the backbone's ViT. Once a machine."""
-    from mmhpvit.plain import build_plain_vit
-    from mmhpvit.weights import plain_weights
-
-    backbone = cfg.model.get('backbone') or {}
-    if own_backbone(backbone.get('type')) is None or cfg.get('load_from') or not first_of_the_machine():
-        return
-    init_cfg = backbone.get('init_cfg') or []
-    for one in [init_cfg] if isinstance(init_cfg, dict) else init_cfg:
-        path = one.get('checkpoint') if one.get('type') == 'PlainViT' else None
-        if not path or '://' in path or missing_paths([path], cfg) or Path(path).is_dir():
-            continue
-        try:
-            plain_weights(
-                build_plain_vit(backbone.plain, device='meta'), backbone.plain, path, one.get('source')
-            )
-        except (OSError, ValueError) as error:
-            stop(f'model.backbone.init_cfg: {error}')
+def _types(node: object) -> set[str]:
+    """Names of all types in a config, of mmdet's without its prefix."""
+    if isinstance(node, list | tuple):
+        return set().union(*map(_types, node))
+    if not isinstance(node, dict):
+        return set()
+    kind = node.get('type')
+    own = {kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', '')}
+    return own.union(*map(_types, node.values()))

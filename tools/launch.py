@@ -1,12 +1,10 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""What ``train.py`` and ``test.py`` share: options, checks before anything starts, and the CPU paths."""
+"""What the tools share: options, reading of configs, and the start and end of a runner, with and without GPUs."""
 
 import argparse
-import copy
 import gc
 import importlib
 import importlib.util
-import inspect
 import os
 import re
 import subprocess
@@ -20,8 +18,8 @@ from types import ModuleType
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.registry import MODELS, RUNNERS, init_default_scope
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 
@@ -95,48 +93,8 @@ def require_mmpretrain() -> None:
         stop(f"classification needs mmpretrain: pip install 'mmpretrain==1.2.0' ({error})")
 
 
-# What of a model runs on a GPU only by operators of mmcv that were compiled for it.
-_OPERATORS = (
-    'RoIAlign',
-    'nms',
-    'soft_nms',
-    'DCN',
-    'DCNv2',
-    'MSDeformAttnPixelDecoder',
-    'MultiScaleDeformableAttention',
-)
-_WITH_OPERATORS = ('DINO', 'DeformableDETR', 'DDQDETR', 'GroundingDINO')
-
-
-def check_operators(model: dict) -> None:
-    """Stop where a model would run on a GPU by operators that mmcv was compiled without."""
-    types = _types(model)
-    needed = [kind for kind in (*_OPERATORS, *_WITH_OPERATORS) if kind in types]
-    if not needed or not torch.cuda.is_available():
-        return
-    from mmcv.ops import get_compiling_cuda_version
-
-    if get_compiling_cuda_version() == 'not available':
-        stop(
-            f'mmcv here was compiled without CUDA, and the model needs its operators on the GPU ({", ".join(needed)}); '
-            'run tools/setup_env.py on a machine with a GPU and nvcc, or set CUDA_VISIBLE_DEVICES= for the CPU'
-        )
-
-
-def _types(node: object) -> set[str]:
-    """Names of all types in a config, of mmdet's without its prefix."""
-    if isinstance(node, list | tuple):
-        return set().union(*map(_types, node))
-    if not isinstance(node, dict):
-        return set()
-    kind = node.get('type')
-    own = {kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', '')}
-    return own.union(*map(_types, node.values()))
-
-
 def build_runner(cfg: Config) -> Runner:
     """Build the runner that the config asks for, on the devices that are there."""
-    check_operators(cfg.model)
     if not torch.cuda.is_available() and cfg.launcher != 'none':
         _use_gloo(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
@@ -185,140 +143,6 @@ def leave_processes() -> None:
     torch.distributed.barrier()
     gc.collect()
     torch.distributed.destroy_process_group()
-
-
-def check_amp(cfg: Config) -> None:
-    """Stop where mixed precision is asked for on a machine without a GPU."""
-    kind = cfg.optim_wrapper.get('type')
-    if kind == 'AmpOptimWrapper' and not torch.cuda.is_available():
-        stop(
-            "the config trains with optim_wrapper.type='AmpOptimWrapper', which needs a GPU, and none is "
-            'here; for float32 on the CPU add: --cfg-options optim_wrapper.type=OptimWrapper'
-        )
-
-
-def own_backbone(name: object) -> type | None:
-    """The backbone of this package that a config has by this name, or as this class; None where it is none."""
-    import mmhpvit
-
-    kind = getattr(mmhpvit, name, None) if isinstance(name, str) else name
-    return kind if isinstance(kind, type) and issubclass(kind, mmhpvit.HPViT) else None
-
-
-def check_backbone(cfg: Config) -> None:
-    """Stop where a backbone of this package cannot be built as configured; its weights take no memory here."""
-    options = copy.deepcopy(cfg.model.get('backbone') or {})
-    kind = own_backbone(options.pop('type', None))
-    if kind is None:
-        return
-    options.pop('init_cfg', None)
-    try:
-        with torch.device('meta'):
-            kind(**options)
-    except TypeError as error:
-        known = list(inspect.signature(kind).parameters)
-        unknown = [name for name in options if name not in known]
-        if not unknown:
-            stop(f'model.backbone: {error}')
-        close = get_close_matches(unknown[0], known, n=1)
-        hint = f'did you mean {close[0]!r}' if close else f'it has {", ".join(known)}'
-        stop(
-            f'model.backbone: {kind.__name__} has no option {unknown[0]!r}; {hint}? Options of the backbone before it '
-            'go by backbone=dict(_delete_=True, ...)'
-        )
-    except ValueError as error:
-        stop(f'model.backbone: {error}')
-
-
-def warn_of_normalisation(cfg: Config) -> None:
-    """Say where images are normalised otherwise than for any of the weights that timm has of the plain ViT."""
-    from mmhpvit.plain import build_plain_vit
-    from mmhpvit.weights import expected_images
-
-    backbone = cfg.model.get('backbone') or {}
-    # As mmengine has it: the model's own first.
-    given = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    own = [*(given.get('mean') or ()), *(given.get('std') or ())]
-    if own_backbone(backbone.get('type')) is None or len(own) != 6:
-        return
-    plain = backbone.plain
-    known = expected_images(build_plain_vit(plain, device='meta'), plain)
-    fits = [max(abs(a - b) for a, b in zip(own, (*mean, *std), strict=True)) < 1 for mean, std in known]
-    if known and not any(fits) and int(os.environ.get('RANK', 0)) == 0:
-        wanted = ' or '.join(f'mean={list(mean)}, std={list(std)}' for mean, std in known)
-        print(
-            f'WARNING: model.data_preprocessor has mean={list(given.mean)}, std={list(given.std)}; weights of {plain} '
-            f'were trained with {wanted}, and lose much of what they know without; set model.data_preprocessor',
-            flush=True,
-        )
-
-
-def check_checkpoint(cfg: Config, path: str) -> None:
-    """Stop where a checkpoint is not of the config's model; mmengine would go on with random weights in its place.
-
-    The model is built without memory for its weights where it can be. URLs are left to mmengine.
-    """
-    # Before torch 2.6 a checkpoint of mmengine is not read as data.
-    if '://' in path or tuple(map(int, torch.__version__.split('.')[:2])) < (2, 6):
-        return
-    import mmhpvit  # noqa: F401 (what its checkpoints hold may be read)
-
-    state = torch.load(path, map_location='cpu', weights_only=True)
-    state = state.get('state_dict', state)
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    model = copy.deepcopy(cfg.model)
-    if cfg.get('data_preprocessor') and not model.get('data_preprocessor'):
-        model.data_preprocessor = cfg.data_preprocessor
-    try:
-        with torch.device('meta'):
-            own = MODELS.build(model).state_dict()
-    except (RuntimeError, NotImplementedError):  # Swin and others read values while they are built
-        own = MODELS.build(model).state_dict()
-    found = {re.sub(r'^module\.', '', key): value for key, value in state.items()}
-    missing = [key for key in own if key not in found]
-    wrong = [key for key in own if key in found and found[key].shape != own[key].shape]
-    unknown = [key for key in found if key not in own]
-    if missing and not any(key.startswith('backbone.') for key in found):
-        stop(
-            f'{path} holds no detector, segmenter or classifier: no name begins with backbone.; weights of a plain ViT '
-            'go into model.backbone.init_cfg.checkpoint'
-        )
-    if missing or wrong or unknown:
-        lists = dict(missing=missing, unknown=unknown) | {'of another shape': wrong}
-        text = ', '.join(
-            f'{len(keys)} weights {what} ({keys[0]}, ...)' for what, keys in lists.items() if keys
-        )
-        stop(
-            f'{path} is not of this config, which has {text}; training writes its config beside its checkpoints'
-        )
-
-
-def check_weights(cfg: Config) -> None:
-    """Stop where a checkpoint to resume from or to start from is not there."""
-    if cfg.get('load_from') == '':
-        stop('load_from is empty (a variable that is not set?); give a checkpoint, or leave it out')
-    if cfg.get('load_from') and missing_paths([cfg.load_from], cfg):
-        stop(f'checkpoint {cfg.load_from!r} does not exist (to resume or to load from)')
-    init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or []
-    for one in [init_cfg] if isinstance(init_cfg, dict) else init_cfg:
-        path = one.get('checkpoint') if one.get('type') == 'PlainViT' else None
-        if path == '':
-            stop(
-                'model.backbone.init_cfg.checkpoint is empty (a variable that is not set?); give a file or URL, or '
-                'None for the weights that timm has'
-            )
-        if path and missing_paths([path], cfg):
-            stop(
-                f'checkpoint {path!r} does not exist (model.backbone.init_cfg.checkpoint, looked from '
-                f'{Path.cwd()}); give a file or URL, or None for the weights that timm has'
-            )
-
-
-def missing_paths(paths: list[str], node: ConfigDict) -> list[str]:
-    """The paths that are local and not there; storage of another kind is left to its own reader."""
-    if node.get('backend_args'):
-        return []
-    return [path for path in paths if '://' not in path and not os.path.exists(path)]
 
 
 def _use_gloo(cfg: Config) -> None:

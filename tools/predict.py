@@ -20,7 +20,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from launch import check_checkpoint, check_operators, read_config, stop
+from check_model import check_operators
+from check_weights import check_checkpoint
+from launch import read_config, stop
 from tqdm import tqdm
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')

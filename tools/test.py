@@ -6,14 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from check_data import check_data
-from launch import (
-    add_common_options,
-    build_runner,
-    check_checkpoint,
-    leave_processes,
-    load_config,
-    stop,
-)
+from check_model import check_operators
+from check_weights import check_checkpoint
+from launch import add_common_options, build_runner, leave_processes, load_config, stop
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 from torch import int16
@@ -76,6 +71,7 @@ def main() -> None:
         stop(f'checkpoint {args.checkpoint!r} does not exist; training writes them to work_dirs/CONFIG')
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         stop(f'--out {args.out!r}: expected a file name that ends in .pkl')
+    check_operators(cfg.model)
     check_checkpoint(cfg, args.checkpoint)
     cfg.load_from = args.checkpoint
     # Else FlexibleRunner fetches the weights that training starts from.

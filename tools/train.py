@@ -4,28 +4,17 @@
 import argparse
 
 from check_data import check_data
-from check_model import (
+from check_model import check_backbone, check_library, check_num_classes, check_operators
+from check_schedule import (
+    check_amp,
     check_last_rates,
-    check_library,
-    check_num_classes,
-    check_plain_weights,
     check_save_best,
     check_schedule,
     warn_of_length,
     warn_of_warm_up,
 )
-from launch import (
-    add_common_options,
-    build_runner,
-    check_amp,
-    check_backbone,
-    check_weights,
-    latest_checkpoint,
-    leave_processes,
-    load_config,
-    stop,
-    warn_of_normalisation,
-)
+from check_weights import check_plain_weights, check_weights, warn_of_normalisation
+from launch import add_common_options, build_runner, latest_checkpoint, leave_processes, load_config, stop
 
 from mmhpvit import SkipTrainedData
 
@@ -70,6 +59,7 @@ def main() -> None:
     check_amp(cfg)
     check_library(cfg)
     check_backbone(cfg)
+    check_operators(cfg.model)
     check_weights(cfg)
     check_schedule(cfg)
     check_last_rates(cfg)

@@ -17,7 +17,9 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from bench.frozen import regroup
-from launch import check_checkpoint, own_backbone, read_config, stop
+from check_model import own_backbone
+from check_weights import check_checkpoint
+from launch import read_config, stop
 from matplotlib import pyplot as plt
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint

@@ -1,0 +1,92 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+import pytest
+from check_schedule import check_last_rates, check_save_best, check_schedule, warn_of_length, warn_of_warm_up
+from mmengine.config import Config
+from small_configs import config
+
+
+def test_schedules_that_end_before_they_begin_are_refused():
+    warm_up = dict(type='LinearLR', by_epoch=False, begin=0, end=1500)
+    check_schedule(config(param_scheduler=[warm_up, dict(type='PolyLR', begin=1500, end=1600)]))
+    check_schedule(config(param_scheduler=dict(type='PolyLR')))
+    with pytest.raises(SystemExit, match=r'param_scheduler\.1 \(PolyLR\) begins at 1500 and ends at 80'):
+        check_schedule(config(param_scheduler=[warm_up, dict(type='PolyLR', begin=1500, end=80)]))
+
+
+def decayed(lr: float, **scheduler) -> Config:
+    optim_wrapper = dict(optimizer=dict(type='AdamW', lr=lr), paramwise_cfg=dict(decay_rate=0.65))
+    model = dict(backbone=dict(type='HPViT', plain='vit_tiny_patch16_224'))
+    return config(
+        model=model, optim_wrapper=optim_wrapper, param_scheduler=[dict(type='PolyLR', **scheduler)]
+    )
+
+
+def test_rates_that_do_not_fall_are_refused(capsys):
+    with pytest.raises(SystemExit, match=r'eta_min=0\.0001: expected less than .*lr=0\.0001'):
+        check_last_rates(decayed(1e-4, eta_min=1e-4))
+    assert not capsys.readouterr().out
+    check_last_rates(decayed(2e-4, eta_min=1e-4))
+    assert (
+        'WARNING: param_scheduler.0.eta_min=0.0001 is more than the first layers' in capsys.readouterr().out
+    )
+    # As mmseg's own configs, and as the schedules here.
+    sgd = dict(optimizer=dict(type='SGD', lr=0.01))
+    check_last_rates(config(optim_wrapper=sgd, param_scheduler=[dict(type='PolyLR', eta_min=1e-4)]))
+    for fine in (dict(), dict(eta_min=0.0), dict(eta_min=1e-8)):
+        check_last_rates(decayed(1e-4, **fine))
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('evaluator', 'best', 'message'),
+    [
+        (
+            dict(type='CocoMetric', metric='bbox'),
+            'coco/segm_mAP',
+            r'gives coco/bbox_mAP, .*save_best=coco/bbox_mAP$',
+        ),
+        (dict(type='CocoMetric', metric=['bbox', 'segm']), 'coco/segm_mAP_50', None),
+        (dict(type='CocoMetric', metric='proposal'), 'coco/AR@100', None),
+        (dict(type='VOCMetric', metric='mAP'), 'coco/bbox_mAP', 'gives pascal_voc/mAP'),
+        (dict(type='VOCMetric', metric='mAP'), 'pascal_voc/mAP', None),
+        (dict(type='CocoMetric', metric='proposal_fast'), 'coco/AR@1000', None),
+        (dict(type='CocoMetric', classwise=True), 'coco/person_precision', None),
+        (dict(type='CocoMetric', metric_items=['AR@100', 'mAP']), 'coco/bbox_AR@100', None),
+        (dict(type='VOCMetric', iou_thrs=[0.5, 0.75]), 'pascal_voc/AP75', None),
+        (dict(type='IoUMetric', iou_metrics='mIoU'), 'mIoU', None),
+        (dict(type='IoUMetric', iou_metrics=['mDice']), 'mIoU', 'gives mDice, mAcc, aAcc'),
+        (dict(type='IoUMetric', iou_metrics=['mFscore', 'mIoU']), 'mPrecision', None),
+        ([dict(type='IoUMetric'), dict(type='OwnMetric')], 'own', None),
+        (dict(type='IoUMetric'), 'auto', None),
+    ],
+)
+def test_best_checkpoint_by_a_metric_that_is_not_measured_is_refused(evaluator, best, message):
+    cfg = config(default_hooks=dict(checkpoint=dict(save_best=best)), val_cfg=dict(), val_evaluator=evaluator)
+    if message is None:
+        check_save_best(cfg)
+    else:
+        with pytest.raises(SystemExit, match=message):
+            check_save_best(cfg)
+    # A training without validation looks at no metric.
+    check_save_best(Config(dict(cfg, val_cfg=None)))
+
+
+@pytest.mark.parametrize(('processes', 'said'), [(1, True), (8, False)])
+def test_schedule_in_iterations_of_another_total_is_said(processes, said, capsys):
+    cfg = config(train_cfg=dict(max_iters=1000), auto_scale_lr=dict(base_batch_size=64))
+    cfg.train_dataloader.batch_size = 8
+    warn_of_length(cfg, processes)
+    text = capsys.readouterr().out
+    assert ('1000 iterations of 8 images are 0.125 times' in text and 'max_iters=8000' in text) == said
+    cfg.train_cfg = dict(by_epoch=True, max_epochs=12)
+    warn_of_length(cfg, processes)
+    assert capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize(('iterations', 'warned'), [(600, True), (1000, False), (5000, False)])
+def test_warm_up_as_long_as_the_training_is_said(iterations, warned, capsys):
+    warm_up = dict(type='LinearLR', by_epoch=False, begin=0, end=500)
+    warn_of_warm_up(config(param_scheduler=[warm_up, dict(type='MultiStepLR')]), iterations)
+    said = capsys.readouterr().out
+    assert ('rises for 500 iterations (param_scheduler.0.end)' in said) == warned
+    assert ('param_scheduler.0.end=61' in said) == warned

@@ -1,0 +1,67 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+from pathlib import Path
+
+import mmseg
+import pytest
+import torch
+from check_weights import check_checkpoint, check_plain_weights, warn_of_normalisation
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from small_configs import config
+
+
+def test_files_of_another_vit_are_refused_before_training(real_weights, tmp_path):
+    def backbone(plain: str, checkpoint) -> dict:
+        return dict(type='HPViT', plain=plain, init_cfg=dict(type='PlainViT', checkpoint=str(checkpoint)))
+
+    for plain, checkpoint in (
+        ('vit_tiny_patch16_224', real_weights),
+        ('vit_small_patch16_224', 'https://nowhere/vit.pth'),
+        ('vit_small_patch16_224', tmp_path / 'missing.pth'),
+    ):
+        check_plain_weights(config(model=dict(backbone=backbone(plain, checkpoint))))
+    model = dict(backbone=backbone('vit_small_patch16_224', real_weights))
+    with pytest.raises(SystemExit, match=r'init_cfg: checkpoint .* has width 192 \(the model has 384\)'):
+        check_plain_weights(config(model=model))
+
+
+@pytest.mark.parametrize(
+    ('plain', 'mean', 'warned'),
+    [
+        ('vit_tiny_patch16_224', [123.675, 116.28, 103.53], True),
+        ('vit_tiny_patch16_224', [127.5] * 3, False),
+        # Some weights of this name want these, others those.
+        ('vit_base_patch16_224', [123.675, 116.28, 103.53], False),
+        ('vit_base_patch16_224', [127.5] * 3, False),
+        ('vit_base_patch16_224.mae', [127.5] * 3, True),
+    ],
+)
+def test_wrong_mean_and_deviation_are_said_before_training(plain, mean, warned, capsys):
+    std = [58.395, 57.12, 57.375] if mean[0] < 127 else [127.5] * 3
+    model = dict(backbone=dict(type='HPViT', plain=plain), data_preprocessor=dict(mean=mean, std=std))
+    # mmengine takes the model's own before that of the config.
+    beside = dict(mean=[1.0] * 3, std=[1.0] * 3)
+    for cfg in (dict(model=model), dict(model=model, data_preprocessor=beside)):
+        warn_of_normalisation(Config(cfg))
+        output = capsys.readouterr().out
+        assert warned == ('WARNING: model.data_preprocessor has' in output)
+        assert output.count('\n') == warned
+    warn_of_normalisation(Config(dict(model=dict(backbone=model['backbone']), data_preprocessor=beside)))
+    assert 'mean=[1.0, 1.0, 1.0]' in capsys.readouterr().out
+
+
+def test_checkpoints_of_stock_backbones_are_checked_too(tmp_path):
+    """Swin cannot be built without memory."""
+    cfg = Config.fromfile(Path(mmseg.__file__).parent / '.mim/configs/_base_/models/upernet_swin.py')
+    cfg.default_scope = 'mmseg'
+    cfg.merge_from_dict({'model.backbone.embed_dims': 24, 'model.backbone.depths': [1, 1, 1, 1]})
+    cfg.model.decode_head.update(in_channels=[24, 48, 96, 192], channels=8, norm_cfg=dict(type='BN'))
+    cfg.model.auxiliary_head.update(in_channels=96, channels=8, norm_cfg=dict(type='BN'))
+    init_default_scope('mmseg')
+    state = MODELS.build(cfg.model).state_dict()
+    torch.save(dict(state_dict=state), tmp_path / 'own.pth')
+    check_checkpoint(cfg, str(tmp_path / 'own.pth'))
+    state.pop('decode_head.conv_seg.bias')
+    torch.save(dict(state_dict=state), tmp_path / 'other.pth')
+    with pytest.raises(SystemExit, match='1 weights missing'):
+        check_checkpoint(cfg, str(tmp_path / 'other.pth'))

@@ -1,0 +1,119 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+"""Whether the weights that a config names are there and are of its model, before anything is built."""
+
+import copy
+import os
+import re
+from pathlib import Path
+
+import torch
+from check_data import first_of_the_machine, missing_paths
+from check_model import own_backbone
+from launch import stop
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+
+def check_weights(cfg: Config) -> None:
+    """Stop where a checkpoint to resume from or to start from is not there."""
+    if cfg.get('load_from') == '':
+        stop('load_from is empty (a variable that is not set?); give a checkpoint, or leave it out')
+    if cfg.get('load_from') and missing_paths([cfg.load_from], cfg):
+        stop(f'checkpoint {cfg.load_from!r} does not exist (to resume or to load from)')
+    init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or []
+    for one in [init_cfg] if isinstance(init_cfg, dict) else init_cfg:
+        path = one.get('checkpoint') if one.get('type') == 'PlainViT' else None
+        if path == '':
+            stop(
+                'model.backbone.init_cfg.checkpoint is empty (a variable that is not set?); give a file or URL, or '
+                'None for the weights that timm has'
+            )
+        if path and missing_paths([path], cfg):
+            stop(
+                f'checkpoint {path!r} does not exist (model.backbone.init_cfg.checkpoint, looked from '
+                f'{Path.cwd()}); give a file or URL, or None for the weights that timm has'
+            )
+
+
+def check_plain_weights(cfg: Config) -> None:
+    """Stop where a local file of plain ViT weights is not of the backbone's ViT. Once a machine."""
+    from mmhpvit.plain import build_plain_vit
+    from mmhpvit.weights import plain_weights
+
+    backbone = cfg.model.get('backbone') or {}
+    if own_backbone(backbone.get('type')) is None or cfg.get('load_from') or not first_of_the_machine():
+        return
+    init_cfg = backbone.get('init_cfg') or []
+    for one in [init_cfg] if isinstance(init_cfg, dict) else init_cfg:
+        path = one.get('checkpoint') if one.get('type') == 'PlainViT' else None
+        if not path or '://' in path or missing_paths([path], cfg) or Path(path).is_dir():
+            continue
+        try:
+            plain_weights(
+                build_plain_vit(backbone.plain, device='meta'), backbone.plain, path, one.get('source')
+            )
+        except (OSError, ValueError) as error:
+            stop(f'model.backbone.init_cfg: {error}')
+
+
+def check_checkpoint(cfg: Config, path: str) -> None:
+    """Stop where a checkpoint is not of the config's model; mmengine would go on with random weights in its place.
+
+    The model is built without memory for its weights where it can be. URLs are left to mmengine.
+    """
+    # Before torch 2.6 a checkpoint of mmengine is not read as data.
+    if '://' in path or tuple(map(int, torch.__version__.split('.')[:2])) < (2, 6):
+        return
+    import mmhpvit  # noqa: F401 (what its checkpoints hold may be read)
+
+    state = torch.load(path, map_location='cpu', weights_only=True)
+    state = state.get('state_dict', state)
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    model = copy.deepcopy(cfg.model)
+    if cfg.get('data_preprocessor') and not model.get('data_preprocessor'):
+        model.data_preprocessor = cfg.data_preprocessor
+    try:
+        with torch.device('meta'):
+            own = MODELS.build(model).state_dict()
+    except (RuntimeError, NotImplementedError):  # Swin and others read values while they are built
+        own = MODELS.build(model).state_dict()
+    found = {re.sub(r'^module\.', '', key): value for key, value in state.items()}
+    missing = [key for key in own if key not in found]
+    wrong = [key for key in own if key in found and found[key].shape != own[key].shape]
+    unknown = [key for key in found if key not in own]
+    if missing and not any(key.startswith('backbone.') for key in found):
+        stop(
+            f'{path} holds no detector, segmenter or classifier: no name begins with backbone.; weights of a plain ViT '
+            'go into model.backbone.init_cfg.checkpoint'
+        )
+    if missing or wrong or unknown:
+        lists = dict(missing=missing, unknown=unknown) | {'of another shape': wrong}
+        text = ', '.join(
+            f'{len(keys)} weights {what} ({keys[0]}, ...)' for what, keys in lists.items() if keys
+        )
+        stop(
+            f'{path} is not of this config, which has {text}; training writes its config beside its checkpoints'
+        )
+
+
+def warn_of_normalisation(cfg: Config) -> None:
+    """Say where images are normalised otherwise than for any of the weights that timm has of the plain ViT."""
+    from mmhpvit.plain import build_plain_vit
+    from mmhpvit.weights import expected_images
+
+    backbone = cfg.model.get('backbone') or {}
+    # As mmengine has it: the model's own first.
+    given = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    own = [*(given.get('mean') or ()), *(given.get('std') or ())]
+    if own_backbone(backbone.get('type')) is None or len(own) != 6:
+        return
+    plain = backbone.plain
+    known = expected_images(build_plain_vit(plain, device='meta'), plain)
+    fits = [max(abs(a - b) for a, b in zip(own, (*mean, *std), strict=True)) < 1 for mean, std in known]
+    if known and not any(fits) and int(os.environ.get('RANK', 0)) == 0:
+        wanted = ' or '.join(f'mean={list(mean)}, std={list(std)}' for mean, std in known)
+        print(
+            f'WARNING: model.data_preprocessor has mean={list(given.mean)}, std={list(given.std)}; weights of {plain} '
+            f'were trained with {wanted}, and lose much of what they know without; set model.data_preprocessor',
+            flush=True,
+        )
