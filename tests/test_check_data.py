@@ -2,9 +2,9 @@
 import json
 import shutil
 
-import check_data as data_checks
 import pytest
-from check_data import check_data
+from checks import data as data_checks
+from checks.data import check_data
 from mmengine.config import Config
 from small_configs import config
 

@@ -1,7 +1,7 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 import pytest
 import torch
-from check_model import check_library, check_num_classes, check_operators, own_backbone
+from checks.model import check_library, check_num_classes, check_operators, own_backbone
 from small_configs import config
 
 from mmhpvit import TwoScaleViT

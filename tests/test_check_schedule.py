@@ -1,6 +1,6 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 import pytest
-from check_schedule import check_last_rates, check_save_best, check_schedule, warn_of_length, warn_of_warm_up
+from checks.schedule import check_last_rates, check_save_best, check_schedule, warn_of_length, warn_of_warm_up
 from mmengine.config import Config
 from small_configs import config
 

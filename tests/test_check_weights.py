@@ -4,7 +4,7 @@ from pathlib import Path
 import mmseg
 import pytest
 import torch
-from check_weights import check_checkpoint, check_plain_weights, warn_of_normalisation
+from checks.weights import check_checkpoint, check_plain_weights, warn_of_normalisation
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from small_configs import config

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from check_model import own_backbone
+from checks.model import own_backbone
 from launch import read_config, stop
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint

@@ -20,8 +20,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from check_model import check_operators
-from check_weights import check_checkpoint
+from checks.model import check_operators
+from checks.weights import check_checkpoint
 from launch import read_config, stop
 from tqdm import tqdm
 

@@ -5,9 +5,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from check_data import check_data
-from check_model import check_operators
-from check_weights import check_checkpoint
+from checks.data import check_data
+from checks.model import check_operators
+from checks.weights import check_checkpoint
 from launch import add_common_options, build_runner, leave_processes, load_config, stop
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults

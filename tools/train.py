@@ -3,9 +3,9 @@
 
 import argparse
 
-from check_data import check_data
-from check_model import check_backbone, check_library, check_num_classes, check_operators
-from check_schedule import (
+from checks.data import check_data
+from checks.model import check_backbone, check_library, check_num_classes, check_operators
+from checks.schedule import (
     check_amp,
     check_last_rates,
     check_save_best,
@@ -13,7 +13,7 @@ from check_schedule import (
     warn_of_length,
     warn_of_warm_up,
 )
-from check_weights import check_plain_weights, check_weights, warn_of_normalisation
+from checks.weights import check_plain_weights, check_weights, warn_of_normalisation
 from launch import add_common_options, build_runner, latest_checkpoint, leave_processes, load_config, stop
 
 from mmhpvit import SkipTrainedData

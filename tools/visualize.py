@@ -17,8 +17,8 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from bench.frozen import regroup
-from check_model import own_backbone
-from check_weights import check_checkpoint
+from checks.model import own_backbone
+from checks.weights import check_checkpoint
 from launch import read_config, stop
 from matplotlib import pyplot as plt
 from mmengine.registry import MODELS, init_default_scope

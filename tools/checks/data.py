@@ -1,5 +1,5 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""Whether the data that a config names is there and fits, before anything is built."""
+"""Whether the data that a config names is there and fits."""
 
 import json
 import os

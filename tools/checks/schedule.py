@@ -4,9 +4,10 @@
 import os
 
 import torch
-from check_model import own_backbone
 from launch import stop
 from mmengine.config import Config, ConfigDict
+
+from checks.model import own_backbone
 
 
 def check_amp(cfg: Config) -> None:

@@ -1,5 +1,5 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""Whether the parts of a config fit each other, before anything is built."""
+"""Whether the parts of a config fit each other."""
 
 import copy
 import importlib.util
@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 
 import torch
-from check_data import named_classes, train_datasets
 from launch import stop
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, MODELS, Registry, init_default_scope
+
+from checks.data import named_classes, train_datasets
 
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 # Heads that tell classes apart; a region proposal's only tells objects.

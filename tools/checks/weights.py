@@ -1,5 +1,5 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""Whether the weights that a config names are there and are of its model, before anything is built."""
+"""Whether the weights that a config names are there and are of its model."""
 
 import copy
 import os
@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 
 import torch
-from check_data import first_of_the_machine, missing_paths
-from check_model import own_backbone
 from launch import stop
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+
+from checks.data import first_of_the_machine, missing_paths
+from checks.model import own_backbone
 
 
 def check_weights(cfg: Config) -> None:
