@@ -71,3 +71,37 @@ def test_annotations_that_are_cut_off_are_named(tmp_path, shapes):
         data_checks._categories.cache_clear()
         with pytest.raises(SystemExit, match=f"{path} is no whole file in COCO's format.*{message}"):
             check_data(config(train_dataloader=dict(dataset=dataset)), 'train_dataloader')
+
+
+def test_what_is_not_here_is_named_and_other_storage_is_left_to_its_reader(tmp_path):
+    own = dict(
+        type='CocoDataset', data_root=str(tmp_path), ann_file='a.json', metainfo=dict(classes=('cat',))
+    )
+    kinds = [own, dict(type='BaseSegDataset', data_root=str(tmp_path), data_prefix=dict(img_path='images'))]
+    for kind in kinds:
+        stored = kind | dict(backend_args=dict(backend='petrel'))
+        loader = dict(train_dataloader=dict(dataset=stored))
+        check_data(Config(loader), 'train_dataloader')
+        loader['train_dataloader']['dataset'] = kind
+        with pytest.raises(
+            SystemExit, match=r'does not exist .*--cfg-options train_dataloader\.dataset\.data_root'
+        ):
+            check_data(Config(loader), 'train_dataloader')
+    # There by chance under the same path, and of another kind: only the storage's reader knows.
+    (tmp_path / 'a.json').write_text(json.dumps(dict(categories=[dict(name='dog')])))
+    (tmp_path / 'images').mkdir()
+    for kind in kinds:
+        stored = kind | dict(backend_args=dict(backend='petrel'))
+        check_data(Config(dict(train_dataloader=dict(dataset=stored))), 'train_dataloader')
+
+
+def test_annotations_of_other_kinds_and_without_named_classes_pass(tmp_path):
+    (tmp_path / 'a.json').write_text(json.dumps(dict(categories=[dict(name='dog')])))
+    named = dict(data_root=str(tmp_path), metainfo=dict(classes=('cat',)))
+    for own in (
+        dict(named, type='OwnDataset', ann_file='a.json'),
+        dict(type='CocoDataset', data_root=str(tmp_path), ann_file='a.json'),
+        dict(named, type='CocoDataset', ann_file=['a.json']),
+        dict(named, type='CocoDataset'),
+    ):
+        check_data(Config(dict(train_dataloader=dict(dataset=own))), 'train_dataloader')
