@@ -21,6 +21,7 @@ from .options import (
     check_depths,
     check_flag,
     check_frozen_stages,
+    check_init_cfg,
     check_out_indices,
     check_positive,
     for_each_stage,
@@ -100,7 +101,7 @@ class HPViT(BaseModule):
         compile_blocks: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(init_cfg=init_cfg)
+        super().__init__(init_cfg=check_init_cfg(init_cfg))
         vit = build_plain_vit(plain, drop_path_rate)
         self.plain = plain
         self.depth = len(vit.blocks)

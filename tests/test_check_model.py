@@ -1,7 +1,7 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 import pytest
 import torch
-from checks.model import check_library, check_num_classes, check_operators, own_backbone
+from checks.model import check_backbone, check_library, check_num_classes, check_operators, own_backbone
 from small_configs import config
 
 from mmhpvit import TwoScaleViT
@@ -40,6 +40,7 @@ def test_heads_of_other_classes_than_the_data_are_refused(model, message):
         dict(rpn_head=dict(num_classes=1), bbox_head=dict(num_classes=2)),
         dict(panoptic_head=dict(num_things_classes=2, num_stuff_classes=0)),
         dict(bbox_head=dict(num_classes=2, loss_cls=dict(use_sigmoid=True, class_weight=[1.0, 2.0]))),
+        dict(panoptic_head=dict(num_classes=2, loss_cls=dict(class_weight=[1.0, 1.0, 0.1]))),
         dict(auxiliary_head=[dict(type='STDCHead', num_classes=2), dict(num_classes=2)]),
         dict(bbox_head=dict(type='GroundingDINOHead', num_classes=256)),
     ],
@@ -64,6 +65,7 @@ def test_classes_of_a_type_of_data_count_where_none_are_named():
 def test_segmenters_of_one_class_are_refused():
     data = dict(dataset=dict(type='BaseSegDataset', metainfo=dict(classes=('crack',))))
     softmax, sigmoid = (dict(type='CrossEntropyLoss', use_sigmoid=value) for value in (False, True))
+    two = dict(num_classes=2, loss_decode=softmax)
     for loss in (softmax, [dict(type='DiceLoss'), softmax]):
         head = dict(num_classes=1, loss_decode=loss)
         cfg = config(default_scope='mmseg', model=dict(decode_head=head), train_dataloader=data)
@@ -71,7 +73,9 @@ def test_segmenters_of_one_class_are_refused():
             SystemExit, match=r'decode_head\.num_classes=1: .*background .* have num_classes=2'
         ):
             check_num_classes(cfg)
-    for head in (dict(num_classes=1, loss_decode=sigmoid), dict(num_classes=1, loss_cls=softmax)):
+    others = dict(num_classes=1, loss_decode=sigmoid), dict(num_classes=1, loss_cls=softmax)
+    for head, classes in (*((head, ('crack',)) for head in others), (two, ('crack', 'background'))):
+        data['dataset']['metainfo'] = dict(classes=classes)
         cfg = config(default_scope='mmseg', model=dict(decode_head=head), train_dataloader=data)
         check_num_classes(cfg)
 
@@ -139,3 +143,10 @@ def test_backbones_by_name_or_class():
     """A config in pure Python has the class."""
     assert own_backbone('TwoScaleViT') is own_backbone(TwoScaleViT) is TwoScaleViT
     assert not any(map(own_backbone, ('ResNet', 'load_plain_weights', None, dict)))
+
+
+def test_backbones_of_others_are_left_to_them():
+    for backbone in (None, dict(type='ResNet', depht=50)):
+        check_backbone(config(model=dict(type='MaskRCNN', backbone=backbone)))
+    with pytest.raises(SystemExit, match="no option 'depht'; did you mean 'depths'"):
+        check_backbone(config(model=dict(backbone=dict(type='HPViT', plain='vit_tiny_patch16_224', depht=1))))

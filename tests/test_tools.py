@@ -324,6 +324,7 @@ def test_options_of_a_backbone_that_cannot_be_are_one_line(tmp_path, env):
             'attnetion=grid',
             "error: model.backbone: HPViT has no option 'attnetion'; did you mean 'attention'?",
         ),
+        ('init_cfg=vit.pth', "error: model.backbone: init_cfg='vit.pth': expected dict("),
     ):
         output = train(SEGMENTER, tmp_path, '--cfg-options', f'model.backbone.{option}', env=env, fails=True)
         assert message in output

@@ -145,7 +145,6 @@ def check_backbone(cfg: Config) -> None:
     kind = own_backbone(options.pop('type', None))
     if kind is None:
         return
-    options.pop('init_cfg', None)
     try:
         with torch.device('meta'):
             kind(**options)
