@@ -108,6 +108,13 @@ def check_positive(option: str, value) -> tuple[int, ...]:
     return values
 
 
+def check_number(option: str, value: int | None, least: int, most: int) -> int | None:
+    """A number in a range, or None; returned as it is."""
+    if value is not None and not (_is(int, value) and least <= value <= most):
+        raise ValueError(f'{option}={value!r}: expected {least} to {most}')
+    return value
+
+
 def check_two(option: str, value, least: int, most: int | None = None) -> tuple[int, int]:
     """A number for 1/4 and one for 1/8, in a range, out of a list or of one for both."""
     wanted = f'two numbers, for 1/4 and 1/8, or one for both, of {least} '

@@ -2,6 +2,8 @@
 """The plain ViT as it is, and its first blocks once more at finer strides."""
 
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
 
 import torch.nn.functional as F
 from mmengine.registry import MODELS
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from .hpvit import HPViT
 from .layouts import named_layout
-from .options import STRIDES, check_out_indices, check_two, preset_depths
+from .options import STRIDES, check_number, check_out_indices, check_two, preset_depths
 from .plain import build_plain_vit
 from .stages import Stage
 
@@ -24,14 +26,17 @@ class TwoScaleViT(HPViT):
     unlike in HPViT the deep map is the plain ViT's to the bit (with patches of 16; other kernels are resized), and fine
     levels come without a learned upsampling. Ours, not of a paper; docs/study.md has what is measured of it.
 
-    The map at 1/32 is that at 1/16 through 2x2 max pooling, as in :class:`PlainViTPyramid`. Those at 1/8 and 1/4 have a
-    norm each. All have the width of the ViT.
+    The map at 1/32 is the deep map through 2x2 max pooling, as in :class:`PlainViTPyramid`. That at 1/16 may be the
+    plain ViT's after fewer blocks, so that depth grows with stride. Maps of different depths have a norm each. All have
+    the width of the ViT.
 
     Args:
         plain: timm name of the plain ViT.
         fine_depths: How many of its first blocks run at 1/4 and at 1/8 as well, or one number for both; with 0 the map
             is that of the patch embedding. Default: none at 1/4 and a quarter of them at 1/8. A block at 1/4 costs as
             much as 16 at 1/16, one at 1/8 as much as 4.
+        middle_depth: After how many blocks the map at 1/16 is taken, where there is one at 1/32, which is taken after
+            all. Default: after all as well.
         grid_spacing: Distance between neighbours of a grid in patches, for 1/4 and 1/8 or one for both. Default: 1, as
             in pre-training.
         keep_prefix: Whether class and register tokens attend along. Default: True.
@@ -45,7 +50,7 @@ class TwoScaleViT(HPViT):
         init_cfg: Weight initialiser, ``dict(type='PlainViT', checkpoint=...)`` for pre-trained weights.
 
     Raises:
-        ValueError: As :class:`HPViT`, or ``fine_depths`` that are no numbers of its blocks.
+        ValueError: As :class:`HPViT`, or ``fine_depths`` or ``middle_depth`` that are no numbers of its blocks.
     """
 
     fine: tuple[Stage, ...] = ()  # not planned yet when HPViT freezes
@@ -54,6 +59,7 @@ class TwoScaleViT(HPViT):
         self,
         plain: str,
         fine_depths: int | Sequence[int] | None = None,
+        middle_depth: int | None = None,
         grid_spacing: int | Sequence[int] = 1,
         keep_prefix: bool = True,
         out_indices: Sequence[int] = (0, 1, 2, 3),
@@ -90,14 +96,31 @@ class TwoScaleViT(HPViT):
             Stage(stride, 0, blocks, named_layout('grid', 1, max(1, spacing * self.patch // stride)))
             for stride, blocks, spacing in zip(STRIDES, fine_depths, spacings, strict=False)
         )
+        self.middle, self.rest = self._split(check_number('middle_depth', middle_depth, 1, depth))
+        if self.rest.start < depth:
+            self.out_norms['3'] = deepcopy(self.out_norms['2'])
         self._freeze_stages()
+
+    def _split(self, middle_depth: int | None) -> tuple[Stage, Stage]:
+        """The blocks at 1/16 before and after the map that is taken there."""
+        deep, last = self.stages[0], 3 in self.levels
+        stop = deep.stop if middle_depth is None or 2 not in self.levels else middle_depth
+        if stop < deep.stop and not last:
+            raise ValueError(
+                f'middle_depth={middle_depth} with out_indices={self.levels}: without 3 among them nothing is made of '
+                f'the blocks behind; expected 3 among them, or middle_depth={deep.stop}'
+            )
+        return replace(deep, stop=stop), replace(deep, start=stop)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps of a batch of images; shapes and errors as :meth:`HPViT.forward`."""
         self._check_images(x)
-        tokens, _ = self._run_stage(self.stages[0], *self._embed(x))
-        deep = self.out_norms['2'](tokens).permute(0, 3, 1, 2)
-        outs = {2: deep, 3: F.max_pool2d(deep, 2, ceil_mode=True)}
+        tokens, prefix = self._run_stage(self.middle, *self._embed(x))
+        middle = deep = self.out_norms['2'](tokens).permute(0, 3, 1, 2)
+        if self.rest.start < self.rest.stop:
+            tokens, _ = self._run_stage(self.rest, tokens, prefix)
+            deep = self.out_norms['3'](tokens).permute(0, 3, 1, 2)
+        outs = {2: middle, 3: F.max_pool2d(deep, 2, ceil_mode=True)}
         for i in (level for level in self.levels if level < 2):
             tokens, _ = self._run_stage(self.fine[i], *self._embed(x, STRIDES[i]))
             outs[i] = self.out_norms[str(i)](tokens).permute(0, 3, 1, 2)
@@ -107,7 +130,8 @@ class TwoScaleViT(HPViT):
         super()._freeze_stages()
         if not self.fine or self.frozen_stages < 2:
             return
-        norms = [self.out_norms[name] for name in ('0', '1') if name in self.out_norms]
+        levels = ('0', '1') if self.frozen_stages == 2 else ('0', '1', '3')
+        norms = [self.out_norms[name] for name in levels if name in self.out_norms]
         again = max((self.fine[i].stop for i in self.levels if i < 2), default=0)
         for module in (*self.blocks[:again], *norms):
             module.eval()

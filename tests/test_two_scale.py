@@ -42,6 +42,25 @@ def test_deep_map_is_timms_and_fine_ones_are_hpvits_with_the_real_weights(real_w
 
 
 @torch.no_grad()
+def test_map_at_16_after_fewer_blocks_is_timms_too(real_weights):
+    backbone = TwoScaleViT(TI, middle_depth=5)
+    assert load_plain_weights(backbone, real_weights).new == []
+    vit = timm.create_model(TI, num_classes=0, global_pool='', dynamic_img_size=True)
+    vit.load_state_dict({k: v for k, v in load_file(real_weights).items() if not k.startswith('head')})
+    x = torch.randn(2, 3, 96, 160).double()
+    maps = vit.double().eval().forward_intermediates(x, [4, 11], norm=True, intermediates_only=True)
+    outs = backbone.double().eval()(x)
+    torch.testing.assert_close(outs[2], maps[0], rtol=0, atol=1e-10)
+    torch.testing.assert_close(outs[3], torch.nn.functional.max_pool2d(maps[1], 2), rtol=0, atol=1e-10)
+    # The fine maps are the same, and where nothing is asked of the level there is nothing to it.
+    alike = TwoScaleViT(TI)
+    load_plain_weights(alike, real_weights)
+    for found, expected in zip(outs[:2], alike.double().eval()(x), strict=False):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert [*TwoScaleViT(TINY, middle_depth=2, out_indices=(1, 3)).out_norms] == ['1', '2']
+
+
+@torch.no_grad()
 # A patch-8 model works with patches of 16 here, at 1/16, and with its own in HPViT, at 1/8.
 @pytest.mark.parametrize('name', [n for n in (*TRAITS, *KINDS) if n != 'tiny_patch8'])
 def test_every_family(name):
@@ -67,8 +86,12 @@ def test_same_shapes_as_hpvit(size):
 
 @pytest.mark.parametrize('levels', [(0, 1, 2, 3), (3, 0), (1, 2), (2,)])
 @pytest.mark.parametrize('depths', [None, 0, [2, 0], (1, 3)])
-def test_levels_and_use_of_every_parameter(levels, depths):
-    options = dict(out_indices=levels, fine_depths=depths, with_cp=True, drop_path_rate=0.2)
+@pytest.mark.parametrize('middle', [None, 1])
+def test_levels_and_use_of_every_parameter(levels, depths, middle):
+    middle = middle if 3 in levels else None
+    options = dict(
+        out_indices=levels, fine_depths=depths, middle_depth=middle, with_cp=True, drop_path_rate=0.2
+    )
     backbone = TwoScaleViT(TINY, **options).train()
     outs = backbone(torch.randn(2, 3, 64, 64))
     assert [o.shape[-1] for o in outs] == [16 // 2**level for level in levels]
@@ -92,7 +115,7 @@ def test_layer_ids_and_freezing():
     # Nothing runs again for a level that is not asked for.
     deep = TwoScaleViT(TINY, fine_depths=(3, 2), frozen_stages=2, out_indices=(2, 3)).train()
     assert [block.training for block in deep.blocks] == [True] * 4
-    backbone = TwoScaleViT(TINY, frozen_stages=3).train()
+    backbone = TwoScaleViT(TINY, middle_depth=2, frozen_stages=3).train()
     ids = {n: backbone.layer_id(n) for n, _ in backbone.named_parameters()}
     assert set(ids.values()) == set(range(6))
     assert [n for n, p in backbone.named_parameters() if p.requires_grad] == []
@@ -121,6 +144,9 @@ def test_registered_and_refuses_what_cannot_be():
         (dict(fine_depths=(0, 5)), r'fine_depths=\(0, 5\): expected two numbers, .*one for both, of 0 to 4'),
         (dict(fine_depths=-1), 'fine_depths=-1: expected two numbers'),
         (dict(fine_depths=(1, True)), r'fine_depths=\(1, True\): expected two numbers'),
+        (dict(middle_depth=0), 'middle_depth=0: expected 1 to 4'),
+        (dict(middle_depth=(2, 4)), r'middle_depth=\(2, 4\): expected 1 to 4'),
+        (dict(middle_depth=2, out_indices=(0, 2)), r'middle_depth=2 with out_indices=\(0, 2\): without 3'),
         (dict(grid_spacing=0), r'grid_spacing=0: expected two numbers, .*one for both, of 1 or more'),
         (dict(grid_spacing=[1, 1, 1]), r'grid_spacing=\[1, 1, 1\]: expected two numbers'),
         (dict(grid_spacing=2.5), r'grid_spacing=2.5: expected two numbers'),

@@ -47,6 +47,7 @@ BACKBONES = {
     'hpvit-spacing2': dict(type='HPViT', grid_spacing=2),
     'two-scale': dict(type='TwoScaleViT'),
     'two-scale-smooth': dict(type='SmoothTwoScaleViT'),
+    'two-scale-middle': dict(type='TwoScaleViT', middle_depth=6),
     'two-scale-embedding': dict(type='TwoScaleViT', fine_depths=0),
     'plain-enlarged': dict(type='EnlargedPlainViT'),
     'plain-blocks': dict(type='BlocksPlainViT'),
@@ -59,6 +60,7 @@ ONLY_ON = {
     'hpvit-light': ('camvid',),
     'plain-blocks': ('camvid',),
     'two-scale-smooth': ('camvid', 'nuclei'),
+    'two-scale-middle': ('camvid', 'nuclei'),
     'two-scale-embedding': ('nuclei',),
     'plain-enlarged': ('nuclei',),
 }

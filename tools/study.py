@@ -32,6 +32,7 @@ FROZEN = [
     HPVIT,
     f'{HPVIT}:grid_spacing=2',
     TWO_SCALE,
+    f'{TWO_SCALE}:middle_depth=6',
     f'{TWO_SCALE}:fine_depths=(1,3):grid_spacing=2',
     f'{TWO_SCALE}:fine_depths=(0,0)',
     f'{PLAIN}:upsample=2',
