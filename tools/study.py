@@ -35,6 +35,7 @@ FROZEN = [
     f'{TWO_SCALE}:middle_depth=6',
     f'{TWO_SCALE}:fine_depths=(1,3):grid_spacing=2',
     f'{TWO_SCALE}:fine_depths=(0,0)',
+    f'{TWO_SCALE}:fine_depths=(0,0):middle_depth=6',
     f'{PLAIN}:upsample=2',
     f'{PLAIN}:upsample=1.4142',
     f'{HPVIT}:depths=(0,3,9,0)',
