@@ -17,7 +17,7 @@ from finetune import RUNS, Run, best_rate, finetuned, last_metrics, train
 from probe import Images
 from study import FROZEN, rows_of
 from study_backbones import BlocksPlainViT, EnlargedPlainViT, SmoothTwoScaleViT, UpsampledPlainViT
-from study_report import SMALL, finetuned_table, frozen_table
+from study_report import SMALL, SUMMARY, finetuned_table, frozen_table, summary_table
 from test_tools import ROOT, run
 
 from mmhpvit import HPViT, TwoScaleViT, load_plain_weights
@@ -205,13 +205,17 @@ def test_tables_of_the_page(tmp_path):
 
 
 def test_page_has_the_results():
-    page = (ROOT / 'docs/study.md').read_text()
-    found = rows_of(ROOT / 'docs/study/frozen.jsonl')
-    assert {row['backbone'] for row in found} <= set(FROZEN)
-    assert f'<!-- frozen -->\n{frozen_table(found)}\n<!-- /frozen -->' in page
-    found = rows_of(ROOT / 'docs/study/finetune.jsonl')
-    assert {row['run'] for row in found} <= {run.name for run in RUNS}
-    assert f'<!-- finetuned -->\n{finetuned_table(found)}\n<!-- /finetuned -->' in page
+    page, readme = ((ROOT / name).read_text() for name in ('docs/study.md', 'README.md'))
+    frozen_rows = rows_of(ROOT / 'docs/study/frozen.jsonl')
+    assert {row['backbone'] for row in frozen_rows} <= set(FROZEN)
+    assert f'<!-- frozen -->\n{frozen_table(frozen_rows)}\n<!-- /frozen -->' in page
+    rows = rows_of(ROOT / 'docs/study/finetune.jsonl')
+    assert {row['run'] for row in rows} <= {run.name for run in RUNS}
+    assert f'<!-- finetuned -->\n{finetuned_table(rows)}\n<!-- /finetuned -->' in page
+    summary = f'<!-- summary -->\n{summary_table(frozen_rows, rows)}\n<!-- /summary -->'
+    assert summary in page
+    assert summary in readme
+    assert set(SUMMARY.values()) <= set(FROZEN)
 
 
 def test_metrics_are_those_of_the_run_itself(tmp_path):
@@ -287,11 +291,13 @@ def test_small_study_runs_and_goes_on(shared, tmp_path):
     assert again['metrics'] == before['metrics']
     assert before['metrics']['mIoU'] > 0
     page = tmp_path / 'study.md'
-    page.write_text('a\n<!-- frozen -->\nold\n<!-- /frozen -->\nb\n<!-- finetuned -->\n<!-- /finetuned -->\n')
+    parts = (f'<!-- {name} -->\nold\n<!-- /{name} -->\n' for name in ('summary', 'frozen', 'finetuned'))
+    page.write_text('\n'.join(parts))
     run(sys.executable, 'tools/study.py', 'report', shared, '--out', tmp_path, '--page', page, env=None)
     text = page.read_text()
     assert 'old' not in text
     assert '| `two-scale` | ' in text
+    assert '| `TwoScaleViT` | 1.9 |  | ' in text
     assert (tmp_path / 'study.png').is_file()
 
 

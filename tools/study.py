@@ -18,10 +18,11 @@ from pathlib import Path
 
 from finetune import RUNS, VIT, WEIGHTS, finetuned
 from probe import Protocol, probed, table
-from study_report import write_page
+from study_report import summary_table, write_page, write_tables
 from tqdm import tqdm
 
-RESULTS = Path(__file__).parents[1] / 'docs' / 'study'
+ROOT = Path(__file__).parents[1]
+RESULTS, PAGE, README = ROOT / 'docs/study', ROOT / 'docs/study.md', ROOT / 'README.md'
 
 QUARTERS = 'after=(3,6,9,12)'
 PLAIN, HPVIT, TWO_SCALE = f'plain:{VIT}', f'hpvit:{VIT}', f'two-scale:{VIT}'
@@ -87,16 +88,14 @@ def main() -> None:
     parser.add_argument(
         '--out', type=Path, default=RESULTS, help='folder of the results; default: docs/study'
     )
-    parser.add_argument(
-        '--page', type=Path, default=RESULTS.with_suffix('.md'), help='what report writes into'
-    )
+    parser.add_argument('--page', type=Path, default=PAGE, help='what report writes into')
     parser.add_argument(
         '--smoke', action='store_true', help='a few images and iterations; give --out as well'
     )
     args = parser.parse_args()
     if args.smoke and args.out == RESULTS:
         sys.exit('error: --smoke wants an --out of its own')
-    if args.part == 'report' and args.page == RESULTS.with_suffix('.md') and args.out != RESULTS:
+    if args.part == 'report' and args.page == PAGE and args.out != RESULTS:
         sys.exit('error: report of an --out of its own wants a --page of its own')
     weights = args.shared / WEIGHTS
     if not weights.is_file():
@@ -142,8 +141,12 @@ def report(out: Path, page: Path) -> None:
     frozen_rows = rows_of(out / 'frozen.jsonl')
     if not any(row['backbone'] == PLAIN for row in frozen_rows):
         sys.exit(f'error: {out}/frozen.jsonl has no result of {PLAIN}, which the others are compared with')
-    write_page(page, frozen_rows, rows_of(out / 'finetune.jsonl'))
+    finetuned_rows = rows_of(out / 'finetune.jsonl')
+    write_page(page, frozen_rows, finetuned_rows)
     print(page)
+    if out == RESULTS and page == PAGE:
+        write_tables(README, dict(summary=summary_table(frozen_rows, finetuned_rows)))
+        print(README)
 
 
 def rows_of(path: Path) -> list[dict]:

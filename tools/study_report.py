@@ -9,8 +9,9 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import study_backbones  # noqa: F401 -- registers backbones
+import torch
 from bench.counting import count_flops
-from finetune import BACKBONES, BUDGET, TASKS, backbone_of
+from finetune import BACKBONES, BUDGET, TASKS, VIT, backbone_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from mmengine.registry import MODELS
@@ -25,6 +26,22 @@ METRICS = {
     for end, title in (('', ''), ('_50', ' at 0.5'), ('_s', ' small'))
 } | {'accuracy/top1': 'top-1', 'accuracy/top5': 'top-5'}
 TEST_SIZE = {'caltech101': (160, 160), 'camvid': (360, 480), 'coco_mini': (384, 384), 'nuclei': (320, 320)}
+# What the page and the README begin with: names in both parts of the study.
+SUMMARY = {
+    'plain': f'plain:{VIT}:after=(12,)',
+    'two-scale-embedding': f'two-scale:{VIT}:fine_depths=(0,0)',
+    'two-scale': f'two-scale:{VIT}',
+    'two-scale-middle': f'two-scale:{VIT}:middle_depth=6',
+    'hpvit-spacing2': f'hpvit:{VIT}:grid_spacing=2',
+    'hpvit': f'hpvit:{VIT}',
+    'plain-blocks': f'plain:{VIT}',
+    'plain-x2': f'plain:{VIT}:upsample=2',
+}
+IN_WORDS = {
+    'plain-blocks': 'plain ViT, maps after 3, 6, 9, 12 blocks',
+    'plain-x2': 'plain ViT, image enlarged twice',
+}
+USUAL = 'vit_base_patch16_224', (512, 512)
 SMALL = ('pole', 'sign_symbol', 'pedestrian', 'bicyclist')
 
 
@@ -114,6 +131,42 @@ def finetuned_table(rows: list[dict]) -> str:
         cells += [spread(percent(name, found)) for name in names]
         lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines)
+
+
+def summary_table(frozen: list[dict], finetuned: list[dict]) -> str:
+    """The backbones that one chooses between, by cost: trained on nuclei, and frozen on all data sets."""
+    groups, trained = by_backbone(frozen), by_training(finetuned)
+    lines = [
+        '| backbone | operations | mask AP, fine-tuned: nuclei | mIoU, frozen: CamVid | COCO-mini | nuclei |',
+        '| --- ' * 6 + '|',
+    ]
+    plain = usual_flops('plain')
+    for name, spec in SUMMARY.items():
+        found, rows = groups.get(spec, {}), trained.get(('nuclei', name))
+        cells = [_named(name), f'{usual_flops(name) / plain:.1f}']
+        cells.append(spread(percent(TRAINED['nuclei'], rows)) if rows else '')
+        cells += [spread(found[data]['miou']) if data in found else '' for data in DATA]
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def _named(backbone: str) -> str:
+    """A backbone as a config has it, or in words where none of the package is such."""
+    if backbone in IN_WORDS:
+        return IN_WORDS[backbone]
+    kind, *options = BACKBONES[backbone].items()
+    return ', '.join([f'`{kind[1]}`', *(f'`{key}={value}`' for key, value in options)])
+
+
+@cache
+def usual_flops(backbone: str) -> int:
+    """Operations with a ViT and at a size that are usual."""
+    plain, size = USUAL
+    with torch.device('meta'):
+        model = MODELS.build(BACKBONES[backbone] | dict(plain=plain))
+    # Nobody looks at the weights.
+    model = model.to_empty(device='cpu').eval()
+    return sum(sum(kinds.values()) for kinds in count_flops(model, size).values())
 
 
 def by_training(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
@@ -232,8 +285,15 @@ def _draw(axes: Sequence[Axes], panels: list[list[Point]], metrics: list[str], h
 
 def write_page(page: Path, frozen: list[dict], finetuned: list[dict]) -> None:
     """Put the tables between the markers of a page, and the plot beside it."""
+    tables = dict(frozen=frozen_table(frozen), finetuned=finetuned_table(finetuned))
+    write_tables(page, tables | dict(summary=summary_table(frozen, finetuned)))
+    frontiers(frozen, finetuned, page.with_name('study.png'))
+
+
+def write_tables(page: Path, tables: dict[str, str]) -> None:
+    """Put tables between the markers of a page."""
     text = page.read_text()
-    for marker, table in (('frozen', frozen_table(frozen)), ('finetuned', finetuned_table(finetuned))):
+    for marker, table in tables.items():
         text, count = re.subn(
             rf'(<!-- {marker} -->\n).*?(<!-- /{marker} -->)',
             lambda m, t=table: f'{m[1]}{t}\n{m[2]}',
@@ -243,4 +303,3 @@ def write_page(page: Path, frozen: list[dict], finetuned: list[dict]) -> None:
         if count != 1:
             raise ValueError(f'{page} has no place <!-- {marker} --> ... <!-- /{marker} -->')
     page.write_text(text)
-    frontiers(frozen, finetuned, page.with_name('study.png'))
