@@ -63,7 +63,7 @@ def check_frozen_stages(frozen_stages: int) -> int:
 def check_init_cfg(init_cfg: dict | list[dict] | None) -> dict | list[dict] | None:
     """What mmengine takes as a weight initialiser, and no name of a file; returned as it is."""
     many = init_cfg if isinstance(init_cfg, list | tuple) else [init_cfg]
-    if init_cfg is not None and not all(isinstance(one, dict) and 'type' in one for one in many):
+    if init_cfg and not all(isinstance(one, dict) and 'type' in one for one in many):
         raise ValueError(
             f"init_cfg={init_cfg!r}: expected dict(type='PlainViT', checkpoint=FILE), or None for random weights"
         )

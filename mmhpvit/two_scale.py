@@ -27,16 +27,17 @@ class TwoScaleViT(HPViT):
     levels come without a learned upsampling. Ours, not of a paper; docs/study.md has what is measured of it.
 
     The map at 1/32 is the deep map through 2x2 max pooling, as in :class:`PlainViTPyramid`. That at 1/16 may be the
-    plain ViT's after fewer blocks, so that depth grows with stride. Maps of different depths have a norm each. All have
-    the width of the ViT.
+    plain ViT's after fewer blocks, so that a head gets maps of one more depth. Maps of different depths have a norm
+    each. All have the width of the ViT.
 
     Args:
         plain: timm name of the plain ViT.
         fine_depths: How many of its first blocks run at 1/4 and at 1/8 as well, or one number for both; with 0 the map
             is that of the patch embedding. Default: none at 1/4 and a quarter of them at 1/8. A block at 1/4 costs as
             much as 16 at 1/16, one at 1/8 as much as 4.
-        middle_depth: After how many blocks the map at 1/16 is taken, where there is one at 1/32, which is taken after
-            all. Default: after all as well.
+        middle_depth: After how many blocks the map at 1/16 is taken; that at 1/32 is taken after all. Default: after
+            all as well. With patches of more than 16 pixels prefix tokens are averaged there, as between HPViT's
+            stages.
         grid_spacing: Distance between neighbours of a grid in patches, for 1/4 and 1/8 or one for both. Default: 1, as
             in pre-training.
         keep_prefix: Whether class and register tokens attend along. Default: True.
@@ -103,12 +104,12 @@ class TwoScaleViT(HPViT):
 
     def _split(self, middle_depth: int | None) -> tuple[Stage, Stage]:
         """The blocks at 1/16 before and after the map that is taken there."""
-        deep, last = self.stages[0], 3 in self.levels
-        stop = deep.stop if middle_depth is None or 2 not in self.levels else middle_depth
-        if stop < deep.stop and not last:
+        deep = self.stages[0]
+        stop = deep.stop if middle_depth is None else middle_depth
+        if stop < deep.stop and not {2, 3} <= set(self.levels):
             raise ValueError(
-                f'middle_depth={middle_depth} with out_indices={self.levels}: without 3 among them nothing is made of '
-                f'the blocks behind; expected 3 among them, or middle_depth={deep.stop}'
+                f'middle_depth={middle_depth} is for maps at 1/16 and 1/32: expected 2 and 3 in out_indices, which is '
+                f'{self.levels}; leave it out'
             )
         return replace(deep, stop=stop), replace(deep, start=stop)
 

@@ -497,6 +497,7 @@ def test_unknown_parameter_names_have_no_layer_id(name):
         (dict(out_indices=[[0]]), r'expected different levels'),
         (dict(frozen_stages=True), r'frozen_stages=True'),
         (dict(init_cfg='vit.pth'), r"init_cfg='vit.pth': expected dict\(type='PlainViT', checkpoint=FILE\)"),
+        (dict(init_cfg=[dict(type='PlainViT'), 'vit.pth']), r'init_cfg=.*expected dict\(type='),
         (dict(init_cfg=dict(checkpoint='vit.pth')), r'init_cfg=.*expected dict\(type='),
         (dict(window_size=True), r'window_size=True'),
         (dict(depths=(1, 1, 1, True)), r'expected 4 numbers of blocks'),

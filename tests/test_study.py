@@ -297,7 +297,7 @@ def test_small_study_runs_and_goes_on(shared, tmp_path):
     text = page.read_text()
     assert 'old' not in text
     assert '| `two-scale` | ' in text
-    assert '| `TwoScaleViT` | 1.9 |  | ' in text
+    assert '| `TwoScaleViT` | 1.9 | not run | not run | ' in text
     assert (tmp_path / 'study.png').is_file()
 
 

@@ -49,6 +49,7 @@ BACKBONES = {
     'two-scale-smooth': dict(type='SmoothTwoScaleViT'),
     'two-scale-middle': dict(type='TwoScaleViT', middle_depth=6),
     'two-scale-embedding': dict(type='TwoScaleViT', fine_depths=0),
+    'two-scale-embedding-middle': dict(type='TwoScaleViT', fine_depths=0, middle_depth=6),
     'plain-enlarged': dict(type='EnlargedPlainViT'),
     'plain-blocks': dict(type='BlocksPlainViT'),
     'plain-x2': dict(type='UpsampledPlainViT'),
@@ -62,6 +63,7 @@ ONLY_ON = {
     'two-scale-smooth': ('camvid', 'nuclei'),
     'two-scale-middle': ('camvid', 'nuclei'),
     'two-scale-embedding': ('nuclei',),
+    'two-scale-embedding-middle': ('camvid', 'nuclei'),
     'plain-enlarged': ('nuclei',),
 }
 # Where the higher rate was the better one, a yet higher one.

@@ -21,7 +21,7 @@ from probe import Protocol, probed, table
 from study_report import summary_table, write_page, write_tables
 from tqdm import tqdm
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE, README = ROOT / 'docs/study', ROOT / 'docs/study.md', ROOT / 'README.md'
 
 QUARTERS = 'after=(3,6,9,12)'
@@ -93,6 +93,7 @@ def main() -> None:
         '--smoke', action='store_true', help='a few images and iterations; give --out as well'
     )
     args = parser.parse_args()
+    args.out, args.page = args.out.resolve(), args.page.resolve()
     if args.smoke and args.out == RESULTS:
         sys.exit('error: --smoke wants an --out of its own')
     if args.part == 'report' and args.page == PAGE and args.out != RESULTS:

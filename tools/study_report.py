@@ -30,6 +30,7 @@ TEST_SIZE = {'caltech101': (160, 160), 'camvid': (360, 480), 'coco_mini': (384, 
 SUMMARY = {
     'plain': f'plain:{VIT}:after=(12,)',
     'two-scale-embedding': f'two-scale:{VIT}:fine_depths=(0,0)',
+    'two-scale-embedding-middle': f'two-scale:{VIT}:fine_depths=(0,0):middle_depth=6',
     'two-scale': f'two-scale:{VIT}',
     'two-scale-middle': f'two-scale:{VIT}:middle_depth=6',
     'hpvit-spacing2': f'hpvit:{VIT}:grid_spacing=2',
@@ -42,6 +43,7 @@ IN_WORDS = {
     'plain-x2': 'plain ViT, image enlarged twice',
 }
 USUAL = 'vit_base_patch16_224', (512, 512)
+MARKS = {'hpvit': ('o', 'tab:blue'), 'two-scale': ('D', 'tab:green'), 'plain': ('s', 'tab:orange')}
 SMALL = ('pole', 'sign_symbol', 'pedestrian', 'bicyclist')
 
 
@@ -137,15 +139,17 @@ def summary_table(frozen: list[dict], finetuned: list[dict]) -> str:
     """The backbones that one chooses between, by cost: trained on nuclei, and frozen on all data sets."""
     groups, trained = by_backbone(frozen), by_training(finetuned)
     lines = [
-        '| backbone | operations | mask AP, fine-tuned: nuclei | mIoU, frozen: CamVid | COCO-mini | nuclei |',
-        '| --- ' * 6 + '|',
+        '| backbone | operations | trained: nuclei, mask AP | CamVid, mIoU | frozen: CamVid | COCO-mini | nuclei |',
+        '| --- ' * 7 + '|',
     ]
     plain = usual_flops('plain')
     for name, spec in SUMMARY.items():
-        found, rows = groups.get(spec, {}), trained.get(('nuclei', name))
+        found = groups.get(spec, {})
         cells = [_named(name), f'{usual_flops(name) / plain:.1f}']
-        cells.append(spread(percent(TRAINED['nuclei'], rows)) if rows else '')
-        cells += [spread(found[data]['miou']) if data in found else '' for data in DATA]
+        for data in ('nuclei', 'camvid'):
+            rows = trained.get((data, name))
+            cells.append(spread(percent(TRAINED[data], rows)) if rows else 'not run')
+        cells += [spread(found[data]['miou']) if data in found else 'not run' for data in DATA]
         lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines)
 
@@ -246,7 +250,7 @@ def frontiers(frozen: list[dict], finetuned: list[dict], out: Path) -> None:
         for name in DATA
     ]
     _draw(axes[1], panels, [METRICS.get(TRAINED[name], TRAINED[name]) for name in DATA], 'fine-tuned')
-    figure.suptitle('circles: HPViT, squares: plain ViT and what is made of it; bars: standard deviation')
+    figure.suptitle('circles: HPViT, diamonds: TwoScaleViT, squares: plain ViT; bars: standard deviation')
     figure.savefig(out, dpi=90)
 
 
@@ -264,9 +268,8 @@ def _draw(axes: Sequence[Axes], panels: list[list[Point]], metrics: list[str], h
         for x, values, name in sorted(points, key=lambda p: (round(p[0], 2), -mean(p[1]))):
             y = mean(values)
             bar = stdev(values) if len(values) > 1 else 0
-            ours = name.startswith('hpvit')
-            style = dict(fmt='o' if ours else 's', color='tab:blue' if ours else 'tab:orange', elinewidth=0.6)
-            axis.errorbar(x, y, bar, **style)
+            kind = next(kind for kind in MARKS if name.startswith(kind))
+            axis.errorbar(x, y, bar, fmt=MARKS[kind][0], color=MARKS[kind][1], elinewidth=0.6)
             axis.annotate(str(numbers[name]), (x, y), xytext=(5, 3), textcoords='offset points', fontsize=8)
             if y > best:
                 best = y

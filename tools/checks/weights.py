@@ -23,7 +23,7 @@ def check_weights(cfg: Config) -> None:
         stop(f'checkpoint {cfg.load_from!r} does not exist (to resume or to load from)')
     init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or []
     for one in [init_cfg] if isinstance(init_cfg, dict) else init_cfg:
-        path = one.get('checkpoint') if one.get('type') == 'PlainViT' else None
+        path = one.get('checkpoint') if _is_ours(one) else None
         if path == '':
             stop(
                 'model.backbone.init_cfg.checkpoint is empty (a variable that is not set?); give a file or URL, or '
@@ -36,6 +36,10 @@ def check_weights(cfg: Config) -> None:
             )
 
 
+def _is_ours(init_cfg: object) -> bool:
+    return isinstance(init_cfg, dict) and init_cfg.get('type') == 'PlainViT'
+
+
 def check_plain_weights(cfg: Config) -> None:
     """Stop where a local file of plain ViT weights is not of the backbone's ViT. Once a machine."""
     from mmhpvit.plain import build_plain_vit
@@ -46,7 +50,7 @@ def check_plain_weights(cfg: Config) -> None:
         return
     init_cfg = backbone.get('init_cfg') or []
     for one in [init_cfg] if isinstance(init_cfg, dict) else init_cfg:
-        path = one.get('checkpoint') if one.get('type') == 'PlainViT' else None
+        path = one.get('checkpoint') if _is_ours(one) else None
         if not path or '://' in path or missing_paths([path], cfg) or Path(path).is_dir():
             continue
         try:
