@@ -2,8 +2,9 @@
 """HPViT: a plain ViT as a hierarchical backbone."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -256,6 +257,16 @@ class HPViT(BaseModule):
         calls = self.positions.calls(self._geometry(stage, size), shared, tokens.device)
         blocks = {index: self.blocks[index] for index in range(stage.start, stage.stop)}
         return run_blocks(blocks, stage.layout, calls, tokens, prefix, self.with_cp and self.training)
+
+    def _maps_after(self, numbers: Iterable[int], x: Tensor) -> dict[int, Tensor]:
+        """Token maps (B, h, w, C) of images after these numbers of blocks of the first stage, not normalised."""
+        tokens, prefix = self._embed(x)
+        found, start = {}, 0
+        for stop in sorted(set(numbers)):
+            part = replace(self.stages[0], start=start, stop=stop)
+            tokens, prefix = self._run_stage(part, tokens, prefix)
+            found[stop], start = tokens, stop
+        return found
 
     @property
     def num_layer_ids(self) -> int:

@@ -108,9 +108,23 @@ def check_positive(option: str, value) -> tuple[int, ...]:
     return values
 
 
-def check_number(option: str, value: int | None, least: int, most: int) -> int | None:
-    """A number in a range, or None; returned as it is."""
-    if value is not None and not (_is(int, value) and least <= value <= most):
+def check_after(after: Sequence[int], levels: Sequence[int], depth: int) -> tuple[int, ...]:
+    """A number of blocks for each level; of those that are returned one must be all blocks, so that none is unused."""
+    wanted = f'{len(STRIDES)} numbers of blocks, 1 to {depth}'
+    after = _as_tuple('after', after, wanted)
+    if len(after) != len(STRIDES) or not all(_is(int, n) and 1 <= n <= depth for n in after):
+        raise ValueError(f'after={after}: expected {wanted}')
+    if max(after[i] for i in levels) < depth:
+        raise ValueError(
+            f'after={after} with out_indices={tuple(levels)}: expected {depth} for one of these levels, so that no '
+            'block is left out'
+        )
+    return after
+
+
+def check_number(option: str, value: int, least: int, most: int) -> int:
+    """A number in a range; returned as it is."""
+    if not (_is(int, value) and least <= value <= most):
         raise ValueError(f'{option}={value!r}: expected {least} to {most}')
     return value
 

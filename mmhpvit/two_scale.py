@@ -3,7 +3,6 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import replace
 
 import torch.nn.functional as F
 from mmengine.registry import MODELS
@@ -97,30 +96,25 @@ class TwoScaleViT(HPViT):
             Stage(stride, 0, blocks, named_layout('grid', 1, max(1, spacing * self.patch // stride)))
             for stride, blocks, spacing in zip(STRIDES, fine_depths, spacings, strict=False)
         )
-        self.middle, self.rest = self._split(check_number('middle_depth', middle_depth, 1, depth))
-        if self.rest.start < depth:
+        self.middle_depth = (
+            depth if middle_depth is None else check_number('middle_depth', middle_depth, 1, depth)
+        )
+        if self.middle_depth < depth:
+            if not {2, 3} <= set(levels):
+                raise ValueError(
+                    f'middle_depth={middle_depth} is for maps at 1/16 and 1/32: expected 2 and 3 in out_indices, which '
+                    f'is {levels}; leave it out'
+                )
             self.out_norms['3'] = deepcopy(self.out_norms['2'])
         self._freeze_stages()
-
-    def _split(self, middle_depth: int | None) -> tuple[Stage, Stage]:
-        """The blocks at 1/16 before and after the map that is taken there."""
-        deep = self.stages[0]
-        stop = deep.stop if middle_depth is None else middle_depth
-        if stop < deep.stop and not {2, 3} <= set(self.levels):
-            raise ValueError(
-                f'middle_depth={middle_depth} is for maps at 1/16 and 1/32: expected 2 and 3 in out_indices, which is '
-                f'{self.levels}; leave it out'
-            )
-        return replace(deep, stop=stop), replace(deep, start=stop)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps of a batch of images; shapes and errors as :meth:`HPViT.forward`."""
         self._check_images(x)
-        tokens, prefix = self._run_stage(self.middle, *self._embed(x))
-        middle = deep = self.out_norms['2'](tokens).permute(0, 3, 1, 2)
-        if self.rest.start < self.rest.stop:
-            tokens, _ = self._run_stage(self.rest, tokens, prefix)
-            deep = self.out_norms['3'](tokens).permute(0, 3, 1, 2)
+        maps = self._maps_after((self.middle_depth, self.depth), x)
+        middle = deep = self.out_norms['2'](maps[self.middle_depth]).permute(0, 3, 1, 2)
+        if self.middle_depth < self.depth:
+            deep = self.out_norms['3'](maps[self.depth]).permute(0, 3, 1, 2)
         outs = {2: middle, 3: F.max_pool2d(deep, 2, ceil_mode=True)}
         for i in (level for level in self.levels if level < 2):
             tokens, _ = self._run_stage(self.fine[i], *self._embed(x, STRIDES[i]))
