@@ -93,14 +93,18 @@ def test_names_tell_the_truth(path):
 
 
 BASELINES = {'plain-vit': 'PlainViTPyramid', 'two-scale-vit': 'TwoScaleViT'}
+# Segmenters have maps of several depths.
+SEGMENTERS = {'plain-vit': dict(after=(3, 6, 9, 12)), 'two-scale-vit': dict(middle_depth=6)}
 
 
 @pytest.mark.parametrize(('path', 'name'), [(c, n) for c in RECIPES for n in BASELINES if n in c])
-def test_other_backbones_differ_by_their_type_alone(path, name):
+def test_other_backbones_differ_by_their_type_and_the_maps_of_segmenters(path, name):
     baseline, hpvit = load(path), load(path.replace(name, 'hpvit'))
     assert baseline.model.backbone.pop('type') == BASELINES[name]
     assert hpvit.model.backbone.pop('type') == 'HPViT'
     hpvit.model.backbone.pop('grid_spacing', None)
+    if hpvit.default_scope == 'mmseg':
+        hpvit.model.backbone |= SEGMENTERS[name]
     assert baseline.to_dict() == hpvit.to_dict()
 
 

@@ -1,2 +1,3 @@
+# The baseline. Its maps are of several blocks, as in mmseg's own configs of plain ViTs.
 _base_ = './upernet_hpvit-b-mae_8xb2-160k_ade20k-512x512.py'
-model = dict(backbone=dict(type='PlainViTPyramid'))
+model = dict(backbone=dict(type='PlainViTPyramid', after=(3, 6, 9, 12)))
