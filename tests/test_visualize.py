@@ -12,7 +12,7 @@ from bench.frozen import regroup
 from plain_twin import noisy
 from test_tools import ROOT, SEGMENTER, env, run, train  # noqa: F401 (env is a fixture)
 from tiny_models import KINDS, TRAITS
-from visualize import attention_of, colours, load_backbones, place_of
+from visualize import attention_of, colours, load_backbones, place_of, plain_twin
 
 from mmhpvit import HPViT, PlainViTPyramid, TwoScaleViT
 from mmhpvit.layouts import partition
@@ -122,6 +122,16 @@ def test_plain_vit_beside_it(options, message, tmp_path, capsys):
         expected.load_state_dict({key: state[key] for key in own})
     with torch.no_grad():
         torch.testing.assert_close(plain(x)[0], expected.eval()(x)[2])
+
+
+@torch.no_grad()
+def test_plain_vit_has_the_norm_of_the_deepest_map():
+    backbone = noisy(PlainViTPyramid('tiny_patch16', after=(1, 2, 4, 3))).eval()
+    x = torch.randn(1, 3, 64, 96)
+    torch.testing.assert_close(plain_twin(backbone).eval()(x)[0], backbone(x)[2])
+    deepest = noisy(TwoScaleViT('tiny_patch16', middle_depth=1)).eval()
+    pooled = torch.nn.functional.max_pool2d(plain_twin(deepest).eval()(x)[0], 2)
+    torch.testing.assert_close(pooled, deepest(x)[3])
 
 
 def test_points():

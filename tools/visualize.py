@@ -26,7 +26,7 @@ from mmengine.runner import load_checkpoint
 from predict import KINDS
 from torch import Tensor, nn
 
-from mmhpvit import HPViT
+from mmhpvit import HPViT, PlainViTPyramid
 from mmhpvit.layouts import Layout, partition, restore
 from mmhpvit.options import STRIDES
 from mmhpvit.stages import Stage
@@ -85,7 +85,10 @@ def plain_twin(backbone: HPViT) -> HPViT | None:
     if reason:
         print(f'The plain ViT is not drawn beside it: {reason}')
         return None
-    last = max(backbone.out_norms, key=int)
+    norms = list(backbone.out_norms)
+    if isinstance(backbone, PlainViTPyramid):
+        norms = [name for name in norms if backbone.after[int(name)] == backbone.depth]
+    last = max(norms, key=int)
     weights = backbone.state_dict()
     weights |= {f'out_norms.2.{key}': value for key, value in backbone.out_norms[last].state_dict().items()}
     plain.load_state_dict({key: weights[key] for key in plain.state_dict()})
