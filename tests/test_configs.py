@@ -108,8 +108,10 @@ def test_other_backbones_differ_by_their_type_and_the_maps_of_segmenters(path, n
     assert baseline.to_dict() == hpvit.to_dict()
 
 
-@pytest.mark.parametrize('path', [c for c in RECIPES if c.startswith('configs/coco/') and '_hpvit' in c])
-def test_detectors_attend_on_a_grid_of_twice_the_spacing(path):
+@pytest.mark.parametrize(
+    'path', [c for c in RECIPES if '_hpvit' in c and not c.startswith('configs/imagenet1k')]
+)
+def test_detectors_and_segmenters_attend_on_a_grid_of_twice_the_spacing(path):
     assert load(path).model.backbone.grid_spacing == 2
 
 

@@ -1,7 +1,7 @@
 # mmdet's ATSS on levels 1/8 to 1/128, with the schedule of the Mask R-CNN here.
 _base_ = ['../_base_/backbones/hpvit-b-mae.py', 'mmdet::atss/atss_r50_fpn_1x_coco.py']
 model = dict(
-    backbone=dict(_base_.vit, **_base_.detection, out_indices=(1, 2, 3)),
+    backbone=dict(_base_.vit, out_indices=(1, 2, 3)),
     neck=dict(in_channels=[768, 768, 768], start_level=0, norm_cfg=dict(type='LN2d')),
 )
 optim_wrapper = dict(

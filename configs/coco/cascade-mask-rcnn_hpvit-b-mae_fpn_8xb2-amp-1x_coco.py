@@ -6,7 +6,7 @@ _base_ = [
     'mmdet::_base_/default_runtime.py',
 ]
 model = dict(
-    backbone=dict(_base_.vit, **_base_.detection),
+    backbone=_base_.vit,
     neck=dict(in_channels=[768, 768, 768, 768], norm_cfg=dict(type='LN2d')),
 )
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=2, save_best='coco/segm_mAP'))

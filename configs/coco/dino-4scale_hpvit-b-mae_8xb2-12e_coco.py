@@ -2,7 +2,7 @@
 # fixed factor for the backbone becomes layer-wise decay.
 _base_ = ['../_base_/backbones/hpvit-b-mae.py', 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py']
 model = dict(
-    backbone=dict(_base_.vit, **_base_.detection, out_indices=(1, 2, 3)),
+    backbone=dict(_base_.vit, out_indices=(1, 2, 3)),
     neck=dict(in_channels=[768, 768, 768]),
 )
 optim_wrapper = dict(

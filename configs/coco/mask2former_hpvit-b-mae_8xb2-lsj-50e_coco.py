@@ -1,9 +1,7 @@
 # mmdet's Mask2Former for instances (arXiv 2112.01527): its learning rate, clipping, weight decay and schedule;
 # the fixed factor for the backbone becomes layer-wise decay.
 _base_ = ['../_base_/backbones/hpvit-b-mae.py', 'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py']
-model = dict(
-    backbone=dict(_base_.vit, **_base_.detection), panoptic_head=dict(in_channels=[768, 768, 768, 768])
-)
+model = dict(backbone=_base_.vit, panoptic_head=dict(in_channels=[768, 768, 768, 768]))
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',  # float32: matching costs over whole masks overflow in half precision

@@ -7,7 +7,7 @@ _base_ = [
     'mmdet::_base_/default_runtime.py',
 ]
 model = dict(
-    backbone=dict(_base_.vit, **_base_.detection, out_indices=(1, 2, 3)),
+    backbone=dict(_base_.vit, out_indices=(1, 2, 3)),
     neck=dict(in_channels=[768, 768, 768], start_level=0, norm_cfg=dict(type='LN2d')),
 )
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=2, save_best='coco/bbox_mAP'))
