@@ -19,7 +19,7 @@ from .weights import PlainViTInit, load_plain_weights
 
 allow_mmengine_checkpoints()
 
-__version__ = '0.5.0'
+__version__ = '0.6.0'
 __all__ = [
     'HPViT',
     'Inspection',
