@@ -17,11 +17,14 @@ model = dict(
     # AugReg weights were trained with mean and standard deviation 0.5.
     data_preprocessor=dict(size=crop_size, mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5]),
     backbone=dict(
+        _delete_=True,  # so that the type alone may be another
+        type='HPViT',
         plain='vit_tiny_patch16_224',
         drop_path_rate=0.0,
         init_cfg=dict(
+            type='PlainViT',
             checkpoint='{{$MMHPVIT_TEST_DATA:../shared}}/weights/'
-            'vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors'
+            'vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors',
         ),
     ),
     decode_head=dict(in_channels=[192, 192, 192, 192], channels=96, num_classes=11),
