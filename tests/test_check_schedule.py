@@ -1,6 +1,14 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 import pytest
-from checks.schedule import check_last_rates, check_save_best, check_schedule, warn_of_length, warn_of_warm_up
+import torch
+from checks.schedule import (
+    check_amp,
+    check_last_rates,
+    check_save_best,
+    check_schedule,
+    warn_of_length,
+    warn_of_warm_up,
+)
 from mmengine.config import Config
 from small_configs import config
 
@@ -90,3 +98,53 @@ def test_warm_up_as_long_as_the_training_is_said(iterations, warned, capsys):
     said = capsys.readouterr().out
     assert ('rises for 500 iterations (param_scheduler.0.end)' in said) == warned
     assert ('param_scheduler.0.end=61' in said) == warned
+
+
+def test_mixed_precision_needs_a_gpu(monkeypatch):
+    amp, plain = (config(optim_wrapper=dict(type=kind)) for kind in ('AmpOptimWrapper', 'OptimWrapper'))
+    check_amp(plain)
+    with pytest.raises(SystemExit, match=r"type='AmpOptimWrapper', which needs a GPU.*type=OptimWrapper$"):
+        check_amp(amp)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    for cfg in (amp, plain):
+        check_amp(cfg)
+
+
+def test_floors_that_fall_short_of_no_rate_pass(capsys):
+    """Of other backbones, without layer-wise decay, and where the rate is scaled afterwards."""
+    for change in (
+        {'model.backbone.type': 'ResNet'},
+        {'optim_wrapper.optimizer.lr': None},
+        {'optim_wrapper.paramwise_cfg.decay_rate': None},
+    ):
+        cfg = decayed(1e-4, eta_min=1e-4)
+        cfg.merge_from_dict(change)
+        check_last_rates(cfg)
+    assert capsys.readouterr().out == ''
+    cfg = decayed(1e-4, eta_min=1e-4)
+    cfg.auto_scale_lr = dict(enable=True, base_batch_size=16)
+    check_last_rates(cfg)
+    assert 'WARNING: param_scheduler.0.eta_min=0.0001' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('hooks', [{}, dict(checkpoint=dict(interval=1))])
+def test_no_best_checkpoint_asks_for_no_metric(hooks):
+    check_save_best(config(default_hooks=hooks, val_cfg=dict(), val_evaluator=dict(type='CocoMetric')))
+    best = dict(checkpoint=dict(save_best='mIoU'))
+    check_save_best(config(default_hooks=best, val_cfg=dict(), val_evaluator=None))
+
+
+def test_warnings_are_those_of_the_first_process(monkeypatch, capsys):
+    cfg = config(train_cfg=dict(max_iters=1000), auto_scale_lr=dict(base_batch_size=64))
+    cfg.train_dataloader.batch_size = 8
+    cfg.param_scheduler = [dict(type='LinearLR', by_epoch=False, begin=0, end=900)]
+    rising = decayed(2e-4, eta_min=1e-4)
+    for rank, said in (('1', 0), ('0', 3)):
+        monkeypatch.setenv('RANK', rank)
+        warn_of_length(cfg, 1)
+        warn_of_warm_up(cfg, 1000)
+        check_last_rates(rising)
+        assert capsys.readouterr().out.count('WARNING') == said
+    # What falls is no warm-up.
+    warn_of_warm_up(config(param_scheduler=dict(type='PolyLR', by_epoch=False, end=900)), 1000)
+    assert capsys.readouterr().out == ''

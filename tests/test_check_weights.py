@@ -4,7 +4,7 @@ from pathlib import Path
 import mmseg
 import pytest
 import torch
-from checks.weights import check_checkpoint, check_plain_weights, warn_of_normalisation
+from checks.weights import check_checkpoint, check_plain_weights, check_weights, warn_of_normalisation
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from small_configs import config
@@ -21,6 +21,9 @@ def test_files_of_another_vit_are_refused_before_training(real_weights, tmp_path
     ):
         check_plain_weights(config(model=dict(backbone=backbone(plain, checkpoint))))
     model = dict(backbone=backbone('vit_small_patch16_224', real_weights))
+    # Weights that come from elsewhere, and backbones of others.
+    check_plain_weights(config(model=model, load_from='trained.pth'))
+    check_plain_weights(config(model=dict(backbone=model['backbone'] | dict(type='ResNet'))))
     with pytest.raises(SystemExit, match=r'init_cfg: checkpoint .* has width 192 \(the model has 384\)'):
         check_plain_weights(config(model=model))
 
@@ -65,3 +68,21 @@ def test_checkpoints_of_stock_backbones_are_checked_too(tmp_path):
     torch.save(dict(state_dict=state), tmp_path / 'other.pth')
     with pytest.raises(SystemExit, match='1 weights missing'):
         check_checkpoint(cfg, str(tmp_path / 'other.pth'))
+
+
+def test_weights_that_are_not_there_are_missed_before_training(tmp_path):
+    there = tmp_path / 'there.pth'
+    there.touch()
+    missing = str(tmp_path / 'missing.pth')
+    for path in (str(there), 'https://nowhere/vit.pth', None):
+        init_cfg = dict(type='PlainViT', checkpoint=path)
+        check_weights(config(load_from=path, model=dict(backbone=dict(init_cfg=init_cfg))))
+    for init_cfg in (None, dict(type='Pretrained', checkpoint=missing), missing):
+        check_weights(config(model=dict(backbone=dict(init_cfg=init_cfg))))
+    for path, message in (('', 'load_from is empty'), (missing, 'missing.pth.* does not exist .to resume')):
+        with pytest.raises(SystemExit, match=message):
+            check_weights(config(load_from=path))
+    for path, message in (('', 'init_cfg.checkpoint is empty'), (missing, 'does not exist .model.backbone')):
+        for init_cfg in (dict(type='PlainViT', checkpoint=path), [dict(type='PlainViT', checkpoint=path)]):
+            with pytest.raises(SystemExit, match=message):
+                check_weights(config(model=dict(backbone=dict(init_cfg=init_cfg))))
