@@ -64,10 +64,17 @@ def test_checkpoints_of_stock_backbones_are_checked_too(tmp_path):
     state = MODELS.build(cfg.model).state_dict()
     torch.save(dict(state_dict=state), tmp_path / 'own.pth')
     check_checkpoint(cfg, str(tmp_path / 'own.pth'))
-    state.pop('decode_head.conv_seg.bias')
-    torch.save(dict(state_dict=state), tmp_path / 'other.pth')
-    with pytest.raises(SystemExit, match='1 weights missing'):
-        check_checkpoint(cfg, str(tmp_path / 'other.pth'))
+    check_checkpoint(cfg, 'https://nowhere/other.pth')
+    name = 'decode_head.conv_seg.bias'
+    for other, message in (
+        ({key: value for key, value in state.items() if key != name}, '1 weights missing'),
+        (state | {name: torch.zeros(3)}, '1 weights of another shape'),
+        (state | {'decode_head.own': torch.zeros(3)}, '1 weights unknown'),
+        ({'blocks.0.weight': torch.zeros(3)}, 'no name begins with backbone'),
+    ):
+        torch.save(dict(state_dict=other), tmp_path / 'other.pth')
+        with pytest.raises(SystemExit, match=message):
+            check_checkpoint(cfg, str(tmp_path / 'other.pth'))
 
 
 def test_weights_that_are_not_there_are_missed_before_training(tmp_path):
