@@ -150,3 +150,9 @@ def test_backbones_of_others_are_left_to_them():
         check_backbone(config(model=dict(type='MaskRCNN', backbone=backbone)))
     with pytest.raises(SystemExit, match="no option 'depht'; did you mean 'depths'"):
         check_backbone(config(model=dict(backbone=dict(type='HPViT', plain='vit_tiny_patch16_224', depht=1))))
+    with pytest.raises(
+        SystemExit, match=r"no option 'attn_mask'; it has plain, depths, .*init_cfg\. Options"
+    ):
+        check_backbone(
+            config(model=dict(backbone=dict(type='HPViT', plain='vit_tiny_patch16_224', attn_mask=1)))
+        )

@@ -154,9 +154,9 @@ def check_backbone(cfg: Config) -> None:
         if not unknown:
             stop(f'model.backbone: {error}')
         close = get_close_matches(unknown[0], known, n=1)
-        hint = f'did you mean {close[0]!r}' if close else f'it has {", ".join(known)}'
+        hint = f'did you mean {close[0]!r}?' if close else f'it has {", ".join(known)}.'
         stop(
-            f'model.backbone: {kind.__name__} has no option {unknown[0]!r}; {hint}? Options of the backbone before it '
+            f'model.backbone: {kind.__name__} has no option {unknown[0]!r}; {hint} Options of the backbone before it '
             'go by backbone=dict(_delete_=True, ...)'
         )
     except ValueError as error:
