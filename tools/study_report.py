@@ -24,7 +24,7 @@ METRICS = {
     f'coco/{kind}_mAP{end}': f'{what} AP{title}'
     for kind, what in (('bbox', 'box'), ('segm', 'mask'))
     for end, title in (('', ''), ('_50', ' at 0.5'), ('_s', ' small'))
-} | {'accuracy/top1': 'top-1', 'accuracy/top5': 'top-5'}
+} | {'coco/person_precision': 'mask AP of persons', 'accuracy/top1': 'top-1', 'accuracy/top5': 'top-5'}
 TEST_SIZE = {'caltech101': (160, 160), 'camvid': (360, 480), 'coco_mini': (384, 384), 'nuclei': (320, 320)}
 # What the page and the README begin with: names in both parts of the study.
 SUMMARY = {

@@ -31,5 +31,5 @@ val_dataloader = dict(
     )
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + 'annotations/instances_val_super.json')
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val_super.json', classwise=True)
 test_evaluator = val_evaluator
