@@ -16,7 +16,7 @@ from bench.labels import open_split
 from finetune import RUNS, Run, best_rate, finetuned, last_metrics, train
 from probe import Images
 from study import FROZEN, rows_of
-from study_backbones import BlocksPlainViT, EnlargedPlainViT, SmoothTwoScaleViT, UpsampledPlainViT
+from study_backbones import BareHPViT, BlocksPlainViT, EnlargedPlainViT, SmoothTwoScaleViT, UpsampledPlainViT
 from study_report import SMALL, SUMMARY, finetuned_table, frozen_table, summary_table
 from test_tools import ROOT, run
 
@@ -58,6 +58,17 @@ def test_baselines_have_the_maps_of_a_pyramid_and_learn(kind):
     )
     # mmseg's pyramid takes the maps as the blocks leave them.
     assert idle == ({'out_norms'} if kind is BlocksPlainViT else set())
+
+
+@torch.no_grad()
+def test_without_norms_behind_its_stages(real_weights):
+    backbone, own = BareHPViT(TI).eval(), HPViT(TI).eval()
+    for model in (backbone, own):
+        load_plain_weights(model, real_weights)
+    x = torch.randn(1, 3, 50, 70)
+    maps = zip(own.out_norms.values(), backbone(x), own(x), strict=True)
+    for norm, bare, expected in maps:
+        torch.testing.assert_close(norm(bare.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), expected)
 
 
 @torch.no_grad()
@@ -249,6 +260,8 @@ def test_rate_is_chosen_by_the_metric_before_the_test():
     with pytest.raises(SystemExit, match='choose the rate first'):
         best_rate(chosen, [rows[0], rows[0]])
     assert best_rate(Run('caltech101', 'plain', None, 0, 'test'), []) == 5e-4
+    like = [row | dict(backbone='hpvit-spacing2') for row in rows[:2]]
+    assert best_rate(Run('camvid', 'hpvit-spacing2-avg', None, 0, 'test'), like) == 1e-3
     assert len({run.name for run in RUNS}) == len(RUNS)
 
 

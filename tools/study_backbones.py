@@ -4,9 +4,9 @@
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from mmseg.models.necks import Feature2Pyramid
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmhpvit import PlainViTPyramid, TwoScaleViT
+from mmhpvit import HPViT, PlainViTPyramid, TwoScaleViT
 from mmhpvit.hpvit import upsample
 
 
@@ -21,6 +21,15 @@ class UpsampledPlainViT(PlainViTPyramid):
         """Maps at 1/4 to 1/32 of the image as it is, by way of those of the enlarged one at 1/8 to 1/32."""
         levels = super().forward(F.interpolate(x, scale_factor=2, mode='bilinear'))
         return (*levels, F.max_pool2d(levels[-1], 2, ceil_mode=True))
+
+
+@MODELS.register_module()
+class BareHPViT(HPViT):
+    """HPViT without a norm behind its stages."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.out_norms = nn.ModuleDict({name: nn.Identity() for name in self.out_norms})
 
 
 @MODELS.register_module()
