@@ -16,7 +16,13 @@ from bench.labels import open_split
 from finetune import RUNS, Run, best_rate, finetuned, last_metrics, train
 from probe import Images
 from study import FROZEN, rows_of
-from study_backbones import BareHPViT, BlocksPlainViT, EnlargedPlainViT, SmoothTwoScaleViT, UpsampledPlainViT
+from study_backbones import (
+    BareTwoScaleViT,
+    BlocksPlainViT,
+    EnlargedPlainViT,
+    SmoothTwoScaleViT,
+    UpsampledPlainViT,
+)
 from study_report import SMALL, SUMMARY, finetuned_table, frozen_table, summary_table
 from test_tools import ROOT, run
 
@@ -61,13 +67,13 @@ def test_baselines_have_the_maps_of_a_pyramid_and_learn(kind):
 
 
 @torch.no_grad()
-def test_without_norms_behind_its_stages(real_weights):
-    backbone, own = BareHPViT(TI).eval(), HPViT(TI).eval()
+def test_without_norms_on_its_maps(real_weights):
+    backbone, own = (kind(TI, middle_depth=6).eval() for kind in (BareTwoScaleViT, TwoScaleViT))
     for model in (backbone, own):
         load_plain_weights(model, real_weights)
     x = torch.randn(1, 3, 50, 70)
-    maps = zip(own.out_norms.values(), backbone(x), own(x), strict=True)
-    for norm, bare, expected in maps:
+    for i, (bare, expected) in enumerate(zip(backbone(x)[:3], own(x)[:3], strict=True)):
+        norm = own.out_norms[str(i)]
         torch.testing.assert_close(norm(bare.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), expected)
 
 
@@ -205,8 +211,12 @@ def test_tables_of_the_page(tmp_path):
         '| --- | --- | --- | --- | --- |',
         '| plain | 1.0 | 2 | 0.001 | 20.0 ± 14.1 |',
     ]
-    for change in (dict(rate=3e-4), dict(iterations=100), dict(options=dict(type='HPViT'))):
-        with pytest.raises(ValueError, match=r'test0\.3 has other options, another budget or rate'):
+    for change, message in (
+        (dict(rate=3e-4), 'another rate than the other seeds'),
+        (dict(iterations=100), 'other options or another budget'),
+        (dict(options=dict(type='HPViT')), 'other options or another budget'),
+    ):
+        with pytest.raises(ValueError, match=rf'test0\.3 has {message}'):
             finetuned_table([trained[0], trained[1] | change])
     for change in (dict(seed=1), dict(backbone='swin')):
         with pytest.raises(ValueError, match='is none of the study or there twice'):
@@ -221,8 +231,11 @@ def test_page_has_the_results():
     assert {row['backbone'] for row in frozen_rows} <= set(FROZEN)
     assert f'<!-- frozen -->\n{frozen_table(frozen_rows)}\n<!-- /frozen -->' in page
     rows = rows_of(ROOT / 'docs/study/finetune.jsonl')
-    assert {row['run'] for row in rows} <= {run.name for run in RUNS}
+    rate_of = {row['run']: row['rate'] for row in rows}
+    assert set(rate_of) <= {run.name for run in RUNS}
     assert f'<!-- finetuned -->\n{finetuned_table(rows)}\n<!-- /finetuned -->' in page
+    tested = [run for run in RUNS if run.fold == 'test' and run.name in rate_of]
+    assert all(best_rate(run, rows) == rate_of[run.name] for run in tested)
     summary = f'<!-- summary -->\n{summary_table(frozen_rows, rows)}\n<!-- /summary -->'
     assert summary in page
     assert summary in readme
@@ -257,6 +270,7 @@ def test_rate_is_chosen_by_the_metric_before_the_test():
     ]
     chosen = Run('camvid', 'plain', None, 0, 'test')
     assert best_rate(chosen, rows) == 1e-3
+    assert best_rate(chosen, [*rows, rows[2] | dict(metrics={'mIoU': 40.0})]) == 1e-3  # not all had that rate
     with pytest.raises(SystemExit, match='choose the rate first'):
         best_rate(chosen, [rows[0], rows[0]])
     assert best_rate(Run('caltech101', 'plain', None, 0, 'test'), []) == 5e-4
@@ -279,7 +293,7 @@ def test_small_study_runs_and_goes_on(shared, tmp_path):
         ('frozen', (), 9),
         (
             'finetune',
-            ('--only', 'camvid/hpvit-light/select-lr0.001-seed100', 'nuclei/plain/select-lr0.001-seed100'),
+            ('--only', 'camvid/two-scale/select-lr0.001-seed100', 'nuclei/plain/select-lr0.001-seed100'),
             2,
         ),
     ):
@@ -290,7 +304,7 @@ def test_small_study_runs_and_goes_on(shared, tmp_path):
         run(*command, env=None)
         assert (tmp_path / f'{part}.jsonl').read_text() == rows
     # A training that died between its last checkpoint and its evaluation is evaluated; older logs say nothing of it.
-    name = 'camvid/hpvit-light/select-lr0.001-seed100'
+    name = 'camvid/two-scale/select-lr0.001-seed100'
     for log in (tmp_path / name).glob('20*/vis_data/*.json'):
         log.write_text('{"mIoU": 99.0}\n')
     found = [json.loads(row) for row in rows.splitlines()]

@@ -6,7 +6,7 @@ from mmengine.registry import MODELS
 from mmseg.models.necks import Feature2Pyramid
 from torch import Tensor, nn
 
-from mmhpvit import HPViT, PlainViTPyramid, TwoScaleViT
+from mmhpvit import PlainViTPyramid, TwoScaleViT
 from mmhpvit.hpvit import upsample
 
 
@@ -24,8 +24,8 @@ class UpsampledPlainViT(PlainViTPyramid):
 
 
 @MODELS.register_module()
-class BareHPViT(HPViT):
-    """HPViT without a norm behind its stages."""
+class BareTwoScaleViT(TwoScaleViT):
+    """Without a norm on its maps."""
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)

@@ -1,7 +1,6 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """Tables and plot of tools/study.py's results, written into a page between its markers."""
 
-import json
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -11,7 +10,7 @@ from statistics import mean, stdev
 import study_backbones  # noqa: F401 -- registers backbones
 import torch
 from bench.counting import count_flops
-from finetune import BACKBONES, BUDGET, TASKS, VIT, backbone_of
+from finetune import BACKBONES, TASKS, VIT, backbone_of, check_row
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from mmengine.registry import MODELS
@@ -19,7 +18,7 @@ from torch import nn
 
 DATA = {'camvid': 'CamVid', 'coco_mini': 'COCO-mini', 'nuclei': 'nuclei'}
 # What is drawn of a training, and the size of the images that it is tested on.
-TRAINED = {'camvid': 'mIoU', 'coco_mini': 'coco/segm_mAP', 'nuclei': 'coco/segm_mAP'}
+TRAINED = {'camvid': 'mIoU', 'coco_mini': 'coco/person_precision', 'nuclei': 'coco/segm_mAP'}
 METRICS = {
     f'coco/{kind}_mAP{end}': f'{what} AP{title}'
     for kind, what in (('bbox', 'box'), ('segm', 'mask'))
@@ -124,7 +123,7 @@ def finetuned_table(rows: list[dict]) -> str:
     """A table for each task with one row a backbone: its cost, the rate that was chosen, each metric over the seeds."""
     lines, last = [], None
     for (task, backbone), found in by_training(rows).items():
-        names = found[0]['metrics']
+        names = [name for name in TASKS[task][1] if name in found[0]['metrics']]
         if task != last:
             titles = [task, 'operations', 'seeds', 'rate', *(METRICS.get(name, name) for name in names)]
             lines += [''] * bool(lines) + [f'| {" | ".join(titles)} |', '| --- ' * len(titles) + '|']
@@ -188,11 +187,10 @@ def by_training(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
             other['seed'] for other in groups[task, backbone]
         ]:
             raise ValueError(f'{row["run"]} is none of the study or there twice; take it out')
-        now = json.loads(json.dumps([BACKBONES[backbone], BUDGET.get(task)]))
-        rates = {row['rate'], *(other['rate'] for other in groups[task, backbone])}
-        if [row['options'], row['iterations']] != now or len(rates) > 1:
+        check_row(row)
+        if any(row['rate'] != other['rate'] for other in groups[task, backbone]):
             raise ValueError(
-                f'{row["run"]} has other options, another budget or rate; take it out and run it again'
+                f'{row["run"]} has another rate than the other seeds; take it out and run it again'
             )
         groups[task, backbone].append(row)
     return {key: found for key, found in groups.items() if found}
