@@ -51,8 +51,8 @@ class HPViT(BaseModule):
         depths: How many of its blocks work at 1/4, 1/8, 1/16 and 1/32; they must sum to its number of
             blocks. With leading zeros the patch embedding starts at the stride of the first stage that has
             blocks, and finer levels are upsampled from that stage. Or a preset, which for 12, 24 and 32 blocks is
-            ``'light'``: (0, 3, 9, 0), (0, 6, 18, 0), (0, 8, 24, 0), of ViT-B 1.6 times the plain ViT's operations at
-            512x512;
+            ``'light'``: (0, 3, 9, 0), (0, 6, 18, 0), (0, 8, 24, 0), of ViT-B 1.6 times the operations of
+            ``PlainViTPyramid`` at 512x512;
             ``'standard'`` (default): (2, 2, 6, 2), (4, 4, 12, 4), (5, 5, 17, 5), 3.6 times;
             ``'dense'``: (3, 3, 3, 3), (6, 6, 6, 6), (8, 8, 8, 8), 4.8 times.
         pooling: ``'conv'`` (default; a 2x2 convolution that starts as the average), ``'pick'`` (one that starts as a

@@ -199,8 +199,8 @@ def test_tables_of_the_page(tmp_path):
         row(f'plain:{TI}', 'camvid', 10, [40.0, 40.0], SMALL),
     ]
     lines = frozen_table(rows).splitlines()[2:]
-    assert lines[0] == '| `plain` | 1.0 | 40.0 ± 0.0 | 40.0 ± 0.0 |  |  |  |  |'
-    assert lines[1] == '| `hpvit depths=light` | 3.0 | 51.0 ± 1.4 (+11.0 ± 1.4) | 51.0 ± 1.4 |  |  |  |  |'
+    assert lines[0] == '| `plain` | 1.0 | 40.0 ± 0.0 | 40.0 |  |  |  |  |'
+    assert lines[1] == '| `hpvit depths=light` | 3.0 | 51.0 ± 1.4 (+11.0 ± 1.4) | 51.0 |  |  |  |  |'
     trained = [
         dict(task='nuclei', backbone='plain', fold=fold, rate=rate, metrics={'coco/bbox_mAP': ap})
         | dict(run=f'{fold}{ap}', seed=round(10 * ap), options=dict(type='PlainViTPyramid'), iterations=200)
@@ -239,7 +239,7 @@ def test_page_has_the_results():
     summary = f'<!-- summary -->\n{summary_table(frozen_rows, rows)}\n<!-- /summary -->'
     assert summary in page
     assert summary in readme
-    assert set(SUMMARY.values()) <= set(FROZEN)
+    assert set(filter(None, SUMMARY.values())) <= set(FROZEN)
 
 
 def test_metrics_are_those_of_the_run_itself(tmp_path):
@@ -324,7 +324,7 @@ def test_small_study_runs_and_goes_on(shared, tmp_path):
     text = page.read_text()
     assert 'old' not in text
     assert '| `two-scale` | ' in text
-    assert '| `TwoScaleViT` | 1.9 | not run | not run | ' in text
+    assert '| `TwoScaleViT` | 1.9 | 2.1 |  |  |  | ' in text
     assert (tmp_path / 'study.png').is_file()
 
 

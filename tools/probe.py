@@ -69,7 +69,8 @@ class Protocol:
         """What tells a result from others."""
         size = 'x'.join(map(str, self.size))
         own = asdict(self) | dict(data=self.data.name, size=size, splits=list(self.splits))
-        return dict(backbone=backbone, weights=Path(weights).name, **own)
+        head = dict(pixels=PIXELS, steps=STEPS, batch=BATCH)
+        return dict(backbone=backbone, weights=Path(weights).name, **own, **head)
 
 
 class Images:

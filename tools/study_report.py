@@ -25,25 +25,28 @@ METRICS = {
     for end, title in (('', ''), ('_50', ' at 0.5'), ('_s', ' small'))
 } | {'coco/person_precision': 'mask AP of persons', 'accuracy/top1': 'top-1', 'accuracy/top5': 'top-5'}
 TEST_SIZE = {'caltech101': (160, 160), 'camvid': (360, 480), 'coco_mini': (384, 384), 'nuclei': (320, 320)}
-# What the page and the README begin with: names in both parts of the study.
+# What the page and the README begin with: names of trainings, and the same frozen.
 SUMMARY = {
     'plain': f'plain:{VIT}:after=(12,)',
+    'plain-after': f'plain:{VIT}',
+    'plain-blocks': None,
+    'plain-x2': f'plain:{VIT}:upsample=2',
     'two-scale-embedding': f'two-scale:{VIT}:fine_depths=(0,0)',
     'two-scale-embedding-middle': f'two-scale:{VIT}:fine_depths=(0,0):middle_depth=6',
     'two-scale': f'two-scale:{VIT}',
     'two-scale-middle': f'two-scale:{VIT}:middle_depth=6',
     'hpvit-spacing2': f'hpvit:{VIT}:grid_spacing=2',
     'hpvit': f'hpvit:{VIT}',
-    'plain-blocks': f'plain:{VIT}',
-    'plain-x2': f'plain:{VIT}:upsample=2',
 }
 IN_WORDS = {
-    'plain-blocks': 'plain ViT, maps after 3, 6, 9, 12 blocks',
+    'plain-blocks': "plain ViT, mmseg's `Feature2Pyramid` on the same four",
     'plain-x2': 'plain ViT, image enlarged twice',
 }
 USUAL = 'vit_base_patch16_224', (512, 512)
 MARKS = {'hpvit': ('o', 'tab:blue'), 'two-scale': ('D', 'tab:green'), 'plain': ('s', 'tab:orange')}
 SMALL = ('pole', 'sign_symbol', 'pedestrian', 'bicyclist')
+# Classes whose mean IoU is told beside the mIoU.
+PARTS = {'camvid': [SMALL], 'coco_mini': [('person',)], 'nuclei': [('nucleus',), ('boundary',)]}
 
 
 def spread(values: list[float]) -> str:
@@ -99,22 +102,22 @@ def frozen_table(rows: list[dict]) -> str:
     groups = by_backbone(rows)
     plain = plain_of(groups)
     lines = [
-        '| backbone | operations | CamVid | its small classes | COCO-mini | its persons | nuclei | their boundary |'
+        '| backbone | operations | CamVid | its small classes | COCO-mini | its persons | nuclei | inside, boundary |'
     ]
     lines.append('| --- ' * 8 + '|')
     for backbone, found in sorted(groups.items(), key=lambda item: costs(item[1], plain)):
         cells = [f'`{short(backbone)}`', ' / '.join(f'{x:.1f}' for x in costs(found, plain))]
-        for name, classes in (('camvid', SMALL), ('coco_mini', ('person',)), ('nuclei', ('boundary',))):
+        for name, parts in PARTS.items():
             if name not in found:
                 cells += ['', '']
                 continue
             miou, iou = found[name]['miou'], found[name]['iou']
-            part = [mean(iou[c][seed] for c in classes) for seed in range(len(miou))]
+            part = [mean(mean(iou[c]) for c in classes) for classes in parts]
             cell = spread(miou)
             if found is not plain and name in plain:
                 over = spread(paired(miou, plain[name]['miou']))
                 cell += f' ({over})' if over.startswith('-') else f' (+{over})'
-            cells += [cell, spread(part)]
+            cells += [cell, ', '.join(f'{value:.1f}' for value in part)]
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 
@@ -135,20 +138,21 @@ def finetuned_table(rows: list[dict]) -> str:
 
 
 def summary_table(frozen: list[dict], finetuned: list[dict]) -> str:
-    """The backbones that one chooses between, by cost: trained on nuclei, and frozen on all data sets."""
+    """The backbones that one chooses between: what they cost, trained and frozen on all data sets."""
     groups, trained = by_backbone(frozen), by_training(finetuned)
-    lines = [
-        '| backbone | operations | trained: nuclei, mask AP | CamVid, mIoU | frozen: CamVid | COCO-mini | nuclei |',
-        '| --- ' * 7 + '|',
-    ]
+    titles = ['backbone', 'operations of ViT-B', 'of ViT-Ti']
+    titles += [f'trained: {DATA["nuclei"]}', DATA['camvid'], f'{DATA["coco_mini"]}, persons']
+    titles += [f'frozen: {DATA["nuclei"]}', DATA['camvid'], DATA['coco_mini']]
+    lines = [f'| {" | ".join(titles)} |', '| --- ' * len(titles) + '|']
+    order = 'nuclei', 'camvid', 'coco_mini'
     plain = usual_flops('plain')
     for name, spec in SUMMARY.items():
         found = groups.get(spec, {})
-        cells = [_named(name), f'{usual_flops(name) / plain:.1f}']
-        for data in ('nuclei', 'camvid'):
+        cells = [_named(name), f'{usual_flops(name) / plain:.1f}', f'{finetuned_cost("nuclei", name):.1f}']
+        for data in order:
             rows = trained.get((data, name))
-            cells.append(spread(percent(TRAINED[data], rows)) if rows else 'not run')
-        cells += [spread(found[data]['miou']) if data in found else 'not run' for data in DATA]
+            cells.append(spread(percent(TRAINED[data], rows)) if rows else '')
+        cells += [spread(found[data]['miou']) if data in found else '' for data in order]
         lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines)
 
@@ -216,59 +220,74 @@ def _built(task: str, backbone: str) -> nn.Module:
     return MODELS.build(backbone_of(task, backbone)).eval()
 
 
-Point = tuple[float, list[float], str]
+Point = tuple[float, list[float], str | None]
 
 
 def frontiers(frozen: list[dict], finetuned: list[dict], out: Path) -> None:
     """Accuracy over cost, one panel a data set: above of frozen features, below of trainings.
 
-    Points are numbered as the legend beside has them; bars are standard deviations; the line joins what nothing
-    cheaper beats.
+    What the summary has is numbered as in the legend, all else is grey; bars are standard deviations; the line joins
+    what nothing cheaper beats.
     """
     groups = by_backbone(frozen)
     plain = plain_of(groups)
-    figure = Figure(figsize=(17, 10), layout='constrained')
-    axes = figure.subplots(2, 4, width_ratios=[1, 1, 1, 0.75])
+    named = {spec: name for name, spec in SUMMARY.items() if spec}
+    figure = Figure(figsize=(15, 9), layout='constrained')
+    axes = figure.subplots(3, 3, height_ratios=[1, 1, 0.3])
     panels = [
         [
-            (cost(found, plain, name), paired(found[name]['miou'], plain[name]['miou']), short(b))
-            for b, found in groups.items()
+            (cost(found, plain, name), paired(found[name]['miou'], plain[name]['miou']), named.get(backbone))
+            for backbone, found in groups.items()
             if name in found and name in plain
         ]
         for name in DATA
     ]
-    _draw(axes[0], panels, ['mIoU over the plain ViT'] * 3, 'frozen')
+    _draw(axes[0], panels, ['mIoU less that of four maps of the plain ViT'] * 3, 'frozen, a linear layer')
     trained = by_training(finetuned)
     panels = [
         [
-            (finetuned_cost(task, backbone), percent(TRAINED[name], found), backbone)
+            (
+                finetuned_cost(task, backbone),
+                percent(TRAINED[name], found),
+                backbone if backbone in SUMMARY else None,
+            )
             for (task, backbone), found in trained.items()
             if task == name
         ]
         for name in DATA
     ]
     _draw(axes[1], panels, [METRICS.get(TRAINED[name], TRAINED[name]) for name in DATA], 'fine-tuned')
-    figure.suptitle('circles: HPViT, diamonds: TwoScaleViT, squares: plain ViT; bars: standard deviation')
+    for axis, start in zip(axes[2], range(0, len(SUMMARY), -(-len(SUMMARY) // 3)), strict=True):
+        part = list(SUMMARY)[start : start + -(-len(SUMMARY) // 3)]
+        lines = (f'{list(SUMMARY).index(name) + 1:2d}  {_named(name).replace("`", "")}' for name in part)
+        axis.text(0, 1, '\n'.join(lines), va='top', transform=axis.transAxes)
+        axis.axis('off')
+    figure.suptitle(
+        'circles: HPViT, diamonds: TwoScaleViT, squares: plain ViT; grey: other options; bars: standard deviation\n'
+        "operations are of ViT-Ti over the plain ViT's, below with its pyramid"
+    )
     figure.savefig(out, dpi=90)
 
 
 def _draw(axes: Sequence[Axes], panels: list[list[Point]], metrics: list[str], how: str) -> None:
-    """A panel for each data set and, in the last axis, the legend."""
-    cheapest = {name: x for panel in reversed(panels) for x, _, name in panel}
-    numbers = {name: i for i, name in enumerate(sorted(cheapest, key=cheapest.get), 1)}
-    for axis, points, metric, title in zip(axes, panels, metrics, DATA.values(), strict=False):
+    """A panel for each data set."""
+    numbers = {name: i for i, name in enumerate(SUMMARY, 1)}
+    for axis, points, metric, title in zip(axes, panels, metrics, DATA.values(), strict=True):
         axis.set_title(f'{title}: {how}')
         if not points:
-            axis.text(0.5, 0.5, 'not run yet', ha='center', transform=axis.transAxes)
+            axis.text(0.5, 0.5, 'not run', ha='center', transform=axis.transAxes)
             axis.set_axis_off()
             continue
         best, steps = float('-inf'), []
         for x, values, name in sorted(points, key=lambda p: (round(p[0], 2), -mean(p[1]))):
             y = mean(values)
-            bar = stdev(values) if len(values) > 1 else 0
-            kind = next(kind for kind in MARKS if name.startswith(kind))
-            axis.errorbar(x, y, bar, fmt=MARKS[kind][0], color=MARKS[kind][1], elinewidth=0.6)
-            axis.annotate(str(numbers[name]), (x, y), xytext=(5, 3), textcoords='offset points', fontsize=8)
+            if name:
+                bar = stdev(values) if len(values) > 1 else 0
+                mark, color = next(MARKS[kind] for kind in MARKS if name.startswith(kind))
+                axis.errorbar(x, y, bar, fmt=mark, color=color, elinewidth=0.6, zorder=3)
+                axis.annotate(str(numbers[name]), (x, y), xytext=(5, 4), textcoords='offset points')
+            else:
+                axis.plot(x, y, '.', color='lightgrey', zorder=1)
             if y > best:
                 best = y
                 steps.append((x, y))
@@ -277,11 +296,8 @@ def _draw(axes: Sequence[Axes], panels: list[list[Point]], metrics: list[str], h
         axis.set_xticks([1, 2, 4, 8], ['1', '2', '4', '8'])
         axis.minorticks_off()
         axis.margins(x=0.15)
-        axis.set_xlabel('operations over the plain ViT')
+        axis.set_xlabel('operations')
         axis.set_ylabel(metric)
-    legend = '\n'.join(f'{i:2d}  {name}' for name, i in numbers.items())
-    axes[-1].axis('off')
-    axes[-1].text(0, 1, legend, va='top', fontsize=8, family='monospace', transform=axes[-1].transAxes)
 
 
 def write_page(page: Path, frozen: list[dict], finetuned: list[dict]) -> None:
