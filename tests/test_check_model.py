@@ -139,6 +139,64 @@ def test_operators_that_mmcv_was_compiled_without_are_missed_before_training(mod
     check_operators(model)
 
 
+TI = dict(type='HPViT', plain='vit_tiny_patch16_224')
+WIDTHS = [256, 512, 1024, 2048]
+
+
+@pytest.mark.parametrize(
+    ('model', 'message'),
+    [
+        (
+            dict(neck=dict(in_channels=WIDTHS)),
+            r'model\.neck\.in_channels=\[256, .*expected \[192, 192, 192, 192\]',
+        ),
+        (
+            dict(neck=dict(in_channels=[192] * 3)),
+            r'neck\.in_channels=\[192, 192, 192\]: expected \[192, 192, 192, 192',
+        ),
+        (dict(neck=[dict(in_channels=WIDTHS), dict(in_channels=256)]), r'model\.neck\.0\.in_channels'),
+        (
+            dict(backbone=TI | dict(out_indices=(1, 2, 3)), neck=dict(in_channels=[192] * 4)),
+            r'expected \[192, 192, 192\]',
+        ),
+        (
+            dict(backbone=TI | dict(type='PlainViTPyramid', out_indices=(2,)), neck=dict(in_channels=[768])),
+            r'expected \[192\]',
+        ),
+        (
+            dict(decode_head=dict(in_channels=WIDTHS, in_index=[0, 1, 2, 3])),
+            r'decode_head\.in_channels=\[256, 512',
+        ),
+        (
+            dict(
+                decode_head=dict(in_channels=[192] * 4), auxiliary_head=[dict(in_channels=1024, in_index=2)]
+            ),
+            r'auxiliary_head\.0\.in_channels=1024: expected 192, the width of vit_tiny_patch16_224',
+        ),
+        (dict(panoptic_head=dict(in_channels=WIDTHS)), r'panoptic_head\.in_channels'),
+    ],
+)
+def test_maps_of_another_width_than_the_vits_are_refused(model, message):
+    with pytest.raises(SystemExit, match=message) as stopped:
+        check_backbone(config(model=dict(backbone=TI) | model))
+    assert '\n' not in str(stopped.value)
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        dict(neck=dict(in_channels=[192] * 4), bbox_head=dict(in_channels=256)),
+        dict(neck=[dict(in_channels=(192,) * 4), dict(in_channels=256)], decode_head=dict(in_channels=256)),
+        dict(neck=dict(type='GlobalAveragePooling'), head=dict(in_channels=768)),
+        dict(decode_head=dict(in_channels=[192, 192], in_index=[1, 3]), auxiliary_head=dict(in_channels=192)),
+        dict(backbone=TI | dict(out_indices=(3,)), head=dict(in_channels=192)),
+        dict(rpn_head=dict(in_channels=256)),
+    ],
+)
+def test_maps_of_the_vits_width_pass(model):
+    check_backbone(config(model=dict(backbone=TI) | model))
+
+
 def test_backbones_by_name_or_class():
     """A config in pure Python has the class."""
     assert own_backbone('TwoScaleViT') is own_backbone(TwoScaleViT) is TwoScaleViT

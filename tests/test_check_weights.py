@@ -1,4 +1,5 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+import copy
 from pathlib import Path
 
 import mmseg
@@ -75,6 +76,36 @@ def test_checkpoints_of_stock_backbones_are_checked_too(tmp_path):
         torch.save(dict(state_dict=other), tmp_path / 'other.pth')
         with pytest.raises(SystemExit, match=message):
             check_checkpoint(cfg, str(tmp_path / 'other.pth'))
+
+
+def test_other_options_than_a_checkpoint_was_trained_with_are_said(tmp_path, capsys):
+    """Those that its weights fit all the same."""
+    backbone = dict(type='TwoScaleViT', plain='vit_tiny_patch16_224', with_cp=True)
+    heads = dict(num_classes=2, in_channels=[192] * 4, in_index=[0, 1, 2, 3], channels=8)
+    model = dict(type='EncoderDecoder', backbone=backbone, decode_head=dict(type='UPerHead', **heads))
+    trained = Config(dict(model=model, default_scope='mmseg', others={'a.b': [1, -2]}))
+    init_default_scope('mmseg')
+    path = str(tmp_path / 'own.pth')
+    for text in (trained.pretty_text, 'model = dict(backbone=dict(type=Own))', 'model = (', None):
+        meta = dict(cfg=text) if text else {}
+        torch.save(dict(state_dict=MODELS.build(trained.model).state_dict(), meta=meta), path)
+        for changes, said in (
+            (dict(), ''),
+            (dict(with_cp=False, frozen_stages=1), ''),
+            (dict(grid_spacing=1, fine_depths=None), ''),
+            (dict(fine_depths=0), 'fine_depths=None (here 0)'),
+            (
+                dict(fine_depths=(0, 1), grid_spacing=2),
+                'fine_depths=None (here [0, 1]), grid_spacing=1 (here 2)',
+            ),
+        ):
+            cfg = copy.deepcopy(trained)
+            cfg.model.backbone.update(changes)
+            check_checkpoint(cfg, path)
+            output = capsys.readouterr().out
+            expected = said if text == trained.pretty_text else ''
+            assert expected in output
+            assert output.count('WARNING') == bool(expected)
 
 
 def test_weights_that_are_not_there_are_missed_before_training(tmp_path):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checks.model import check_backbone
 from mmengine.config import Config
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
 
@@ -54,6 +55,7 @@ def test_model_and_optimiser_build(path):
     """On the meta device: shapes alone, so that L takes no memory."""
     cfg = load(path)
     assert 'mmhpvit' in cfg.custom_imports.imports
+    check_backbone(cfg)
     init_default_scope(cfg.default_scope)
     with torch.device('meta'):
         model = MODELS.build(cfg.model)

@@ -289,43 +289,48 @@ def test_trainings_are_named_by_whole_parts():
 @pytest.mark.slow
 def test_small_study_runs_and_goes_on(shared, tmp_path):
     """What is there is not run again."""
-    for part, options, lines in (
-        ('frozen', (), 9),
-        (
-            'finetune',
-            ('--only', 'camvid/two-scale/select-lr0.001-seed100', 'nuclei/plain/select-lr0.001-seed100'),
-            2,
-        ),
-    ):
-        command = (sys.executable, 'tools/study.py', part, shared, '--smoke', '--out', tmp_path, *options)
-        run(*command, env=None)
-        rows = (tmp_path / f'{part}.jsonl').read_text()
-        assert len(rows.splitlines()) == lines
-        run(*command, env=None)
-        assert (tmp_path / f'{part}.jsonl').read_text() == rows
-    # A training that died between its last checkpoint and its evaluation is evaluated; older logs say nothing of it.
-    name = 'camvid/two-scale/select-lr0.001-seed100'
-    for log in (tmp_path / name).glob('20*/vis_data/*.json'):
-        log.write_text('{"mIoU": 99.0}\n')
-    found = [json.loads(row) for row in rows.splitlines()]
-    kept = ''.join(f'{json.dumps(row)}\n' for row in found if row['run'] != name)
-    (tmp_path / 'finetune.jsonl').write_text(kept)
-    run(*command, env=None)
-    (again,) = (
-        r for r in map(json.loads, (tmp_path / 'finetune.jsonl').read_text().splitlines()) if r['run'] == name
-    )
-    (before,) = (row for row in found if row['run'] == name)
-    assert again['metrics'] == before['metrics']
-    assert before['metrics']['mIoU'] > 0
-    page = tmp_path / 'study.md'
-    parts = (f'<!-- {name} -->\nold\n<!-- /{name} -->\n' for name in ('summary', 'frozen', 'finetuned'))
-    page.write_text('\n'.join(parts))
-    run(sys.executable, 'tools/study.py', 'report', shared, '--out', tmp_path, '--page', page, env=None)
-    text = page.read_text()
-    assert 'old' not in text
+    own = ('--smoke', '--out', tmp_path)
+    name = 'camvid/plain-blocks/test-seed0'
+    some = ('--only', name, 'nuclei/plain/select-lr0.001-seed100')
+    results = [tmp_path / name for name in ('frozen.jsonl', 'finetune.jsonl')]
+    chosen = [
+        dict(
+            run=f'lr{rate}',
+            task='camvid',
+            backbone='plain-blocks',
+            fold='select',
+            rate=rate,
+            metrics={'mIoU': value},
+        )
+        for rate, value in ((3e-4, 20.0), (1e-3, 10.0))
+    ]
+    results[1].write_text(''.join(f'{json.dumps(row)}\n' for row in chosen))
+    run(sys.executable, 'tools/study.py', 'all', shared, *own, *some, env=None)
+    rows = [path.read_text() for path in results]
+    assert [len(text.splitlines()) for text in rows] == [9, 4]
+    text = (tmp_path / 'study.md').read_text()
     assert '| `two-scale` | ' in text
     assert '| `TwoScaleViT` | 1.9 | 2.1 |  |  |  | ' in text
+    assert re.search(r'`Feature2Pyramid` on the same four \| 1\.0 \| 1\.0 \|  \| \d+\.\d \|', text)
     assert (tmp_path / 'study.png').is_file()
+    # A training that died between its last checkpoint and its evaluation is evaluated; older logs say nothing of it.
+    for log in (tmp_path / name).glob('20*/vis_data/*.json'):
+        log.write_text('{"mIoU": 99.0}\n')
+    found = [json.loads(row) for row in rows[1].splitlines()]
+    (before,) = (row for row in found if row['run'] == name)
+    results[1].write_text(''.join(f'{json.dumps(row)}\n' for row in found if row is not before))
+    for part, options in (('frozen', ()), ('finetune', some)):
+        run(sys.executable, 'tools/study.py', part, shared, *own, *options, env=None)
+    assert results[0].read_text() == rows[0]
+    *others, again = (json.loads(row) for row in results[1].read_text().splitlines())
+    assert others == [row for row in found if row is not before]
+    assert again['metrics'] == before['metrics']
+    assert before['metrics']['mIoU'] > 0
+    assert before['rate'] == 3e-4
+    with pytest.raises(
+        SystemExit, match='has camvid/plain-blocks/test-seed0 with --smoke; give another --out'
+    ):
+        finetuned(Run('camvid', 'plain-blocks', None, 0, 'test'), shared, results[1])
 
 
 @torch.no_grad()

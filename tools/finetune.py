@@ -142,13 +142,17 @@ def finetuned(run: Run, shared: Path, out: Path, smoke: bool = False) -> dict:
         done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
         for row in done:
             if row['run'] == run.name:
+                if row.get('smoke', False) != smoke:
+                    sys.exit(
+                        f'error: {out} has {run.name} {"without" if smoke else "with"} --smoke; give another --out'
+                    )
                 check_row(row)
                 return row
         rate = best_rate(run, done) if run.rate is None else run.rate
         start = time.time()
         metrics = train(run, rate, shared.resolve(), work_dir, smoke)
         row = asdict(run) | dict(run=run.name, rate=rate, options=BACKBONES[run.backbone])
-        row |= dict(iterations=BUDGET.get(run.task), metrics=metrics)
+        row |= dict(iterations=BUDGET.get(run.task), metrics=metrics) | (dict(smoke=True) if smoke else {})
         row['minutes'] = round((time.time() - start) / 60, 2)
         row |= {p.__name__: p.__version__ for p in (torch, timm, mmengine, mmdet, mmseg, mmhpvit)}
         with out.open('a') as file:

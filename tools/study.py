@@ -1,6 +1,7 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """Does the hierarchy pay? The same weights, data, budget and heads; only the backbone differs.
 
+    python tools/study.py all SHARED          # the three parts, one after the other
     python tools/study.py frozen SHARED
     python tools/study.py finetune SHARED [--only camvid/plain ...]
     python tools/study.py report SHARED
@@ -80,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('part', choices=['frozen', 'finetune', 'report'])
+    parser.add_argument('part', choices=['all', 'frozen', 'finetune', 'report'])
     parser.add_argument('shared', type=Path)
     parser.add_argument(
         '--only', nargs='+', default=[], help='trainings, as camvid, camvid/plain or camvid/plain/test-seed0'
@@ -88,24 +89,30 @@ def main() -> None:
     parser.add_argument(
         '--out', type=Path, default=RESULTS, help='folder of the results; default: docs/study'
     )
-    parser.add_argument('--page', type=Path, default=PAGE, help='what report writes into')
+    parser.add_argument(
+        '--page', type=Path, help='what report writes into; default: docs/study.md, or study.md in --out'
+    )
     parser.add_argument(
         '--smoke', action='store_true', help='a few images and iterations; give --out as well'
     )
     args = parser.parse_args()
-    args.out, args.page = args.out.resolve(), args.page.resolve()
+    args.out = args.out.resolve()
+    page = PAGE if args.out == RESULTS else args.out / 'study.md'
+    args.page = (args.page or page).resolve()
     if args.smoke and args.out == RESULTS:
         sys.exit('error: --smoke wants an --out of its own')
-    if args.part == 'report' and args.page == PAGE and args.out != RESULTS:
-        sys.exit('error: report of an --out of its own wants a --page of its own')
+    if args.page == PAGE and args.out != RESULTS:
+        sys.exit('error: results of an --out of its own want a --page of their own')
+    if args.only and args.part in ('frozen', 'report'):
+        sys.exit(f'error: --only is for trainings, and {args.part} has none')
     weights = args.shared / WEIGHTS
     if not weights.is_file():
         sys.exit(f'error: {weights} does not exist; see --help for what SHARED has')
-    if args.part == 'frozen':
+    if args.part in ('all', 'frozen'):
         frozen(args.shared, str(weights), args.out, args.smoke)
-    elif args.part == 'finetune':
+    if args.part in ('all', 'finetune'):
         finetune(args.shared, args.out, tuple(args.only), args.smoke)
-    else:
+    if args.part in ('all', 'report'):
         report(args.out, args.page)
 
 
@@ -143,6 +150,9 @@ def report(out: Path, page: Path) -> None:
     if not any(row['backbone'] == PLAIN for row in frozen_rows):
         sys.exit(f'error: {out}/frozen.jsonl has no result of {PLAIN}, which the others are compared with')
     finetuned_rows = rows_of(out / 'finetune.jsonl')
+    if not page.exists():
+        names = 'summary', 'frozen', 'finetuned'
+        page.write_text('\n'.join(f'<!-- {name} -->\n<!-- /{name} -->\n' for name in names))
     write_page(page, frozen_rows, finetuned_rows)
     print(page)
     if out == RESULTS and page == PAGE:

@@ -140,14 +140,15 @@ def own_backbone(name: object) -> type | None:
 
 
 def check_backbone(cfg: Config) -> None:
-    """Stop where a backbone of this package cannot be built as configured; its weights take no memory here."""
+    """Stop where a backbone of this package cannot be built as configured, or what follows takes maps of another width
+    than its ViT's; its weights take no memory here."""
     options = copy.deepcopy(cfg.model.get('backbone') or {})
     kind = own_backbone(options.pop('type', None))
     if kind is None:
         return
     try:
         with torch.device('meta'):
-            kind(**options)
+            backbone = kind(**options)
     except TypeError as error:
         known = list(inspect.signature(kind).parameters)
         unknown = [name for name in options if name not in known]
@@ -161,6 +162,40 @@ def check_backbone(cfg: Config) -> None:
         )
     except ValueError as error:
         stop(f'model.backbone: {error}')
+    levels = len(getattr(backbone, 'levels', backbone.out_indices))
+    _check_channels(cfg.model, backbone.embed_dims, levels, options['plain'])
+
+
+def _check_channels(model: ConfigDict, width: int, levels: int, plain: str) -> None:
+    """Stop where the neck, or without one a head, takes other maps than ``levels`` of ``width`` channels each."""
+    # Of several necks the others take what the first one gives.
+    parts = _listed(model.get('neck'), 'model.neck')[:1]
+    if not parts:
+        names = 'decode_head', 'auxiliary_head', 'panoptic_head', 'head'
+        parts = [part for name in names for part in _listed(model.get(name), f'model.{name}')]
+    for key, part in parts:
+        given = part.get('in_channels')
+        index = part.get('in_index')
+        if isinstance(given, int):
+            fits, wanted = given == width, width
+        elif isinstance(given, list | tuple):
+            count = len(index) if isinstance(index, list | tuple) else levels
+            fits, wanted = list(given) == [width] * count, [width] * count
+        else:
+            continue
+        if not fits:
+            given = given if isinstance(given, int) else list(given)
+            stop(
+                f'{key}.in_channels={given}: expected {wanted}, the width of {plain} for each of the maps that it '
+                'takes; a level fewer in model.backbone.out_indices is a number fewer here'
+            )
+
+
+def _listed(node: object, key: str) -> list[tuple[str, ConfigDict]]:
+    """A part of a config, or all of a list of them, and where the config has them."""
+    if isinstance(node, list | tuple):
+        return [(f'{key}.{i}', part) for i, part in enumerate(node)]
+    return [(key, node)] if node else []
 
 
 def check_operators(model: dict) -> None:

@@ -1,7 +1,9 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """Whether the weights that a config names are there and are of its model."""
 
+import ast
 import copy
+import inspect
 import os
 import re
 from pathlib import Path
@@ -13,6 +15,9 @@ from mmengine.registry import MODELS, init_default_scope
 
 from checks.data import first_of_the_machine, missing_paths
 from checks.model import own_backbone
+
+# Options of a backbone that change how it is trained, not what it computes.
+OF_TRAINING = ('init_cfg', 'frozen_stages', 'drop_path_rate', 'with_cp', 'compile_blocks')
 
 
 def check_weights(cfg: Config) -> None:
@@ -71,8 +76,8 @@ def check_checkpoint(cfg: Config, path: str) -> None:
         return
     import mmhpvit  # noqa: F401 (what its checkpoints hold may be read)
 
-    state = torch.load(path, map_location='cpu', weights_only=True)
-    state = state.get('state_dict', state)
+    checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    state = checkpoint.get('state_dict', checkpoint)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = copy.deepcopy(cfg.model)
     if cfg.get('data_preprocessor') and not model.get('data_preprocessor'):
@@ -99,6 +104,59 @@ def check_checkpoint(cfg: Config, path: str) -> None:
         stop(
             f'{path} is not of this config, which has {text}; training writes its config beside its checkpoints'
         )
+    _warn_of_other_options(cfg, path, (checkpoint.get('meta') or {}).get('cfg'))
+
+
+def _warn_of_other_options(cfg: Config, path: str, trained: object) -> None:
+    """Say which options of the backbone a checkpoint was trained with otherwise: its weights may fit all the same."""
+    before = _model_of(trained).get('backbone') if isinstance(trained, str) else None
+    now = cfg.model.get('backbone') or {}
+    if not isinstance(before, dict) or int(os.environ.get('RANK', 0)):
+        return
+    before, now = _all_options(before), _all_options(now)
+    if before is None or now is None:
+        return
+    others = [name for name in before | now if before.get(name) != now.get(name)]
+    if others:
+        text = ', '.join(f'{name}={before.get(name)!r} (here {now.get(name)!r})' for name in others)
+        print(
+            f'WARNING: {path} was trained with model.backbone of {text}: the same weights compute something else here; '
+            'training writes its config beside its checkpoints',
+            flush=True,
+        )
+
+
+def _all_options(backbone: dict) -> dict | None:
+    """The options of a backbone of this package that tell what it computes, defaults as well; None of others."""
+    kind = own_backbone(backbone.get('type'))
+    if kind is None:
+        return None
+    known = inspect.signature(kind).parameters.values()
+    options = {one.name: one.default for one in known} | backbone | dict(type=kind.__name__)
+    listed = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
+    return {name: value for name, value in listed.items() if name not in OF_TRAINING}
+
+
+def _model_of(text: str) -> dict:
+    """``model`` of a config that mmengine wrote as text, which is read and not run; empty where it is no plain data."""
+    try:
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.Assign) and [ast.unparse(one) for one in node.targets] == ['model']:
+                return _value(node.value)
+    except (SyntaxError, ValueError):
+        pass
+    return {}
+
+
+def _value(node: ast.expr) -> object:
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == 'dict' and not node.args:
+        parts = [{k.arg: _value(k.value)} if k.arg else _value(k.value) for k in node.keywords]
+        return {key: value for part in parts for key, value in part.items()}
+    if isinstance(node, ast.Dict):
+        return {_value(k): _value(v) for k, v in zip(node.keys, node.values, strict=True)}
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_value(one) for one in node.elts]
+    return ast.literal_eval(node)
 
 
 def warn_of_normalisation(cfg: Config) -> None:
