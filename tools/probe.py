@@ -40,8 +40,6 @@ from tqdm import tqdm
 
 import mmhpvit
 
-PIXELS, STEPS, BATCH = 4000, 1500, 2048
-
 
 @dataclass(frozen=True)
 class Protocol:
@@ -55,6 +53,9 @@ class Protocol:
         train: Most training images.
         test: Most test images.
         seeds: How many heads are trained.
+        pixels: Random labelled pixels of each training image.
+        steps: Of the training of a head.
+        batch: Pixels a step.
     """
 
     data: Path
@@ -64,13 +65,15 @@ class Protocol:
     train: int = 90
     test: int = 60
     seeds: int = 3
+    pixels: int = 4000
+    steps: int = 1500
+    batch: int = 2048
 
     def key(self, backbone: str, weights: str) -> dict:
         """What tells a result from others."""
         size = 'x'.join(map(str, self.size))
         own = asdict(self) | dict(data=self.data.name, size=size, splits=list(self.splits))
-        head = dict(pixels=PIXELS, steps=STEPS, batch=BATCH)
-        return dict(backbone=backbone, weights=Path(weights).name, **own, **head)
+        return dict(backbone=backbone, weights=Path(weights).name, **own)
 
 
 class Images:
@@ -107,13 +110,13 @@ def features_at(levels: list[Tensor], places: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sample(model: nn.Module, images: Images, progress) -> tuple[Tensor, Tensor]:
-    """Features (images, PIXELS, C) in half precision and labels (images, PIXELS) of random labelled pixels."""
+def sample(model: nn.Module, images: Images, pixels: int, progress) -> tuple[Tensor, Tensor]:
+    """Features (images, pixels, C) in half precision and labels (images, pixels) of random labelled pixels."""
     generator = torch.Generator().manual_seed(0)
     features, labels = [], []
     for image, label in progress(images):
         ys, xs = torch.nonzero(label != IGNORED, as_tuple=True)
-        chosen = torch.randint(len(ys), (PIXELS,), generator=generator)
+        chosen = torch.randint(len(ys), (pixels,), generator=generator)
         ys, xs = ys[chosen], xs[chosen]
         h, w = label.shape
         places = torch.stack([(2 * xs + 1) / w - 1, (2 * ys + 1) / h - 1], dim=1)
@@ -122,7 +125,9 @@ def sample(model: nn.Module, images: Images, progress) -> tuple[Tensor, Tensor]:
     return torch.stack(features), torch.stack(labels)
 
 
-def train_head(features: Tensor, labels: Tensor, classes: int, seed: int) -> nn.Linear:
+def train_head(
+    features: Tensor, labels: Tensor, classes: int, seed: int, steps: int, batch: int
+) -> nn.Linear:
     """A linear layer by AdamW with a cosine schedule; features are standardised, which is folded into it."""
     generator = torch.Generator().manual_seed(seed)
     kept = torch.randperm(len(features), generator=generator)[: max(1, 4 * len(features) // 5)]
@@ -133,10 +138,10 @@ def train_head(features: Tensor, labels: Tensor, classes: int, seed: int) -> nn.
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    for _ in range(STEPS):
-        batch = torch.randint(len(features), (BATCH,), generator=generator)
-        loss = F.cross_entropy(head((features[batch].float() - centre) / spread), labels[batch])
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        chosen = torch.randint(len(features), (batch,), generator=generator)
+        loss = F.cross_entropy(head((features[chosen].float() - centre) / spread), labels[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -236,8 +241,9 @@ def run(spec: str, weights: str, protocol: Protocol) -> dict:
     train, test = (open_split(protocol.data, split, protocol.suffix) for split in protocol.splits)
     classes = len(train.classes)
     images = Images(train, protocol.train, protocol.size, name)
-    features, labels = sample(model, images, progress)
-    heads = [train_head(features, labels, classes, seed) for seed in range(protocol.seeds)]
+    features, labels = sample(model, images, protocol.pixels, progress)
+    how = dict(steps=protocol.steps, batch=protocol.batch)
+    heads = [train_head(features, labels, classes, seed, **how) for seed in range(protocol.seeds)]
     iou = evaluate(model, heads, Images(test, protocol.test, protocol.size, name), classes, progress)
     flops = sum(sum(kinds.values()) for kinds in count_flops(model, protocol.size).values())
     by_class = {name: [round(float(v), 2) for v in iou[:, i]] for i, name in enumerate(train.classes)}

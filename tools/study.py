@@ -120,7 +120,7 @@ def frozen(shared: Path, weights: str, out: Path, smoke: bool) -> None:
     """Linear heads on frozen features of every backbone."""
     protocols = frozen_protocols(shared)
     if smoke:
-        few = dict(size=(64, 96), train=3, test=2, seeds=1)
+        few = dict(size=(64, 96), train=3, test=2, seeds=1, pixels=200, steps=20)
         protocols = {name: replace(protocol, **few) for name, protocol in protocols.items()}
     specs = SMOKE if smoke else FROZEN
     rows = {name: [] for name in protocols}
