@@ -12,6 +12,10 @@ import cv2
 import numpy as np
 import predict as tool
 import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmdet.visualization import DetLocalVisualizer
+from mmengine.structures import InstanceData
 from pycocotools import mask as coco_mask
 from test_tools import DETECTOR, ROOT, SEGMENTER, env, run, train  # noqa: F401 (env is a fixture)
 
@@ -48,6 +52,31 @@ def snippet(page: str, config, checkpoint, image, out) -> str:
         assert f"'{name}'" in code
         code = code.replace(f"'{name}'", repr(str(real)))
     return code
+
+
+@pytest.mark.parametrize(('size', 'scale'), [((100, 180), 5), ((40, 1300), 1)])
+def test_objects_are_drawn_where_they_are(size, scale):
+    """Small images are enlarged; what scores less is not drawn, and the prediction stays as it was."""
+    visualizer = DetLocalVisualizer()
+    visualizer.dataset_meta = dict(classes=('a',), palette=[(255, 0, 0)])
+    masks = torch.zeros(2, *size, dtype=torch.bool)
+    masks[0, 10:30, 40:70] = masks[1, 10:30, 90:99] = True
+    boxes = torch.tensor([[40.0, 10, 70, 30], [90, 10, 99, 30]])
+    found = InstanceData(
+        bboxes=boxes, masks=masks, scores=torch.tensor([0.9, 0.2]), labels=torch.tensor([0, 0])
+    )
+    picture = tool.draw_objects(
+        visualizer, np.zeros((*size, 3), np.uint8), DetDataSample(pred_instances=found), 0.3
+    )
+    assert picture.shape == (scale * size[0], scale * size[1], 3)
+    rows, columns = picture.any(-1).nonzero()
+    near = 4  # width of lines
+    assert 10 * scale - near <= rows.min() <= 10 * scale
+    assert 40 * scale - near <= columns.min() <= 40 * scale
+    assert 30 * scale - near <= rows.max() <= 30 * scale + near
+    assert picture[20 * scale, 55 * scale].any()
+    assert torch.equal(found.bboxes, torch.tensor([[40.0, 10, 70, 30], [90, 10, 99, 30]]))
+    assert found.masks.shape == (2, *size)
 
 
 def test_what_was_predicted_stays_when_the_job_is_ended(images, tmp_path, monkeypatch):
@@ -89,7 +118,8 @@ def test_detection(images, tmp_path, env):  # noqa: F811
     first, second = json.loads((out / 'predictions.json').read_text())
     assert [first['image'], second['image']] == [str(images / 'a.jpg'), str(images / 'a.png')]
     for found, size in ((first, (110, 130)), (second, (96, 96))):
-        assert cv2.imread(str(out / found['picture'])).shape == (*size, 3)
+        scale = round(900 / max(size))
+        assert cv2.imread(str(out / found['picture'])).shape == (scale * size[0], scale * size[1], 3)
         assert len(found['scores']) == len(found['bboxes']) == len(found['masks']) == len(found['classes'])
         assert found['scores']
         assert set(found['classes']) <= {'disc', 'box', 'triangle', 'star'}

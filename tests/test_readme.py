@@ -43,8 +43,8 @@ def test_config_snippets_train_in_stock_configs(scope, model, dataset, schedule,
     detection, segmentation = blocks('python')
     if scope == 'mmseg':
         lines = detection.split('\n')
-        assert lines[2].startswith('model = ')
-        detection = '\n'.join([*lines[:2], segmentation, *lines[3:]])
+        assert lines[3].startswith('model = ')
+        detection = '\n'.join([*lines[:3], segmentation, *lines[4:]])
     bases = [
         f'{scope}::_base_/{base}.py' for base in (f'models/{model}', dataset, schedule, 'default_runtime')
     ]

@@ -25,6 +25,7 @@ from mmengine.runner import Runner
 from mmhpvit import load_plain_weights
 
 CONFIG = Path(__file__).resolve().parents[1] / 'configs/demo/mask-rcnn_hpvit-ti_fpn_shapes.py'
+SCORE = 0.3  # of what is drawn
 OWN_CONFIG = 'configs/coco/mask-rcnn_hpvit-s-dino_fpn_8xb2-amp-1x_coco.py'
 
 
@@ -94,25 +95,27 @@ def evaluate(runner: Runner, name: str) -> float:
 
 
 @torch.no_grad()
-def draw(runner: Runner, path: Path, count: int = 6) -> None:
-    """Tile the first validation pictures: as annotated above, as predicted below."""
+def draw(runner: Runner, path: Path, count: int = 6) -> int:
+    """Tile the first validation pictures: as annotated above, as predicted below; how many predictions that shows."""
     model, dataset = runner.model.eval(), runner.test_dataloader.dataset
     painter = DetLocalVisualizer()
     painter.dataset_meta = dict(
         dataset.metainfo, palette=[(255, 80, 0), (0, 90, 255), (0, 170, 60), (230, 0, 200)]
     )
-    columns = []
+    columns, shown = [], 0
     for item in (dataset[i] for i in range(min(count, len(dataset)))):
         image = np.ascontiguousarray(item['inputs'].permute(1, 2, 0).numpy()[..., ::-1])
         sample = model.test_step(dict(inputs=[item['inputs']], data_samples=[item['data_samples']]))[0]
         rows = []
         for truth in (True, False):
-            options = dict(draw_gt=truth, draw_pred=not truth, pred_score_thr=0.3)
+            options = dict(draw_gt=truth, draw_pred=not truth, pred_score_thr=SCORE)
             painter.add_datasample('picture', image, sample, **options)
             rows.append(painter.get_image())
         columns.append(np.vstack(rows))
+        shown += int((sample.pred_instances.scores > SCORE).sum())
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), np.hstack(columns)[..., ::-1])
+    return shown
 
 
 def main() -> None:
@@ -143,8 +146,8 @@ def main() -> None:
     trained = evaluate(runner, 'trained')
     print('[4/4] predictions')
     picture = args.work_dir / 'predictions.png'
-    draw(runner, picture)
-    print(f'  annotated above, predicted below: {picture}')
+    shown = draw(runner, picture)
+    print(f'  annotated above, predicted below ({shown or "none"} with a score above {SCORE}): {picture}')
     amp = '' if torch.cuda.is_available() else ' --cfg-options optim_wrapper.type=OptimWrapper'
     print('Next, on COCO (linked as data/coco, or any folder in its format):')
     print(f'  {sys.executable} tools/train.py {OWN_CONFIG}{amp}')

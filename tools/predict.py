@@ -23,9 +23,12 @@ import torch
 from checks.model import check_operators
 from checks.weights import check_checkpoint
 from launch import read_config, stop
+from mmengine.structures import BaseDataElement
+from mmengine.visualization import Visualizer
 from tqdm import tqdm
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+DRAWN = 900  # pixels of the longer side that pictures with objects should have
 
 
 def parse_args() -> argparse.Namespace:
@@ -59,11 +62,32 @@ def detector(args: argparse.Namespace) -> Callable[[Path], tuple[dict, np.ndarra
     names = inferencer.model.dataset_meta['classes']
 
     def predict(path: Path) -> tuple[dict, np.ndarray]:
-        result = inferencer(str(path), return_vis=True, no_save_vis=True, pred_score_thr=args.score_thr)
-        (found,) = result['predictions']
-        return found | {'classes': [names[label] for label in found['labels']]}, result['visualization'][0]
+        (sample,) = inferencer(str(path), return_datasamples=True, no_save_vis=True)['predictions']
+        found = inferencer.pred2dict(sample)
+        image = cv2.imread(str(path))[..., ::-1]
+        picture = draw_objects(inferencer.visualizer, image, sample, args.score_thr)
+        return found | {'classes': [names[label] for label in found['labels']]}, picture
 
     return predict
+
+
+def draw_objects(
+    visualizer: Visualizer, image: np.ndarray, sample: BaseDataElement, score_thr: float
+) -> np.ndarray:
+    """Objects on an RGB image, which is enlarged where it is so small that their labels would hide it."""
+    if 'pred_instances' not in sample:
+        visualizer.add_datasample('image', image, sample, draw_gt=False)
+        return visualizer.get_image()
+    scale = max(1, round(DRAWN / max(image.shape[:2])))
+    kept = sample.pred_instances[sample.pred_instances.scores > score_thr].cpu()
+    kept.bboxes = kept.bboxes * scale
+    if 'masks' in kept:
+        kept.masks = kept.masks.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    big = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    drawn = sample.new()
+    drawn.pred_instances = kept
+    visualizer.add_datasample('image', big, drawn, draw_gt=False, pred_score_thr=0)
+    return visualizer.get_image()
 
 
 def segmenter(args: argparse.Namespace) -> Callable[[Path], tuple[dict, np.ndarray]]:
