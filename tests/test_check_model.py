@@ -140,6 +140,12 @@ def test_operators_that_mmcv_was_compiled_without_are_missed_before_training(mod
 
 
 TI = dict(type='HPViT', plain='vit_tiny_patch16_224')
+
+
+class OwnNeck:
+    """What its in_channels means is its own."""
+
+
 WIDTHS = [256, 512, 1024, 2048]
 
 
@@ -173,6 +179,7 @@ WIDTHS = [256, 512, 1024, 2048]
             ),
             r'auxiliary_head\.0\.in_channels=1024: expected 192, the width of vit_tiny_patch16_224',
         ),
+        (dict(neck=dict(type='FPN', in_channels=WIDTHS)), r'model\.neck\.in_channels=\[256'),
         (dict(panoptic_head=dict(in_channels=WIDTHS)), r'panoptic_head\.in_channels'),
     ],
 )
@@ -191,6 +198,7 @@ def test_maps_of_another_width_than_the_vits_are_refused(model, message):
         dict(decode_head=dict(in_channels=[192, 192], in_index=[1, 3]), auxiliary_head=dict(in_channels=192)),
         dict(backbone=TI | dict(out_indices=(3,)), head=dict(in_channels=192)),
         dict(rpn_head=dict(in_channels=256)),
+        dict(neck=dict(type=OwnNeck, in_channels=[96] * 4)),
     ],
 )
 def test_maps_of_the_vits_width_pass(model):
@@ -200,6 +208,7 @@ def test_maps_of_the_vits_width_pass(model):
 def test_backbones_by_name_or_class():
     """A config in pure Python has the class."""
     assert own_backbone('TwoScaleViT') is own_backbone(TwoScaleViT) is TwoScaleViT
+    assert own_backbone('mmhpvit.two_scale.TwoScaleViT') is TwoScaleViT
     assert not any(map(own_backbone, ('ResNet', 'load_plain_weights', None, dict)))
 
 

@@ -86,13 +86,16 @@ def test_other_options_than_a_checkpoint_was_trained_with_are_said(tmp_path, cap
     trained = Config(dict(model=model, default_scope='mmseg', others={'a.b': [1, -2]}))
     init_default_scope('mmseg')
     path = str(tmp_path / 'own.pth')
-    for text in (trained.pretty_text, 'model = dict(backbone=dict(type=Own))', 'model = (', None):
+    lazy = trained.pretty_text.replace("'TwoScaleViT'", "'mmhpvit.two_scale.TwoScaleViT'")
+    assert lazy != trained.pretty_text
+    unread = trained.pretty_text.replace("'TwoScaleViT'", 'Own')
+    for text in (trained.pretty_text, lazy, unread, 'model = (', 'others = 1', None):
         meta = dict(cfg=text) if text else {}
         torch.save(dict(state_dict=MODELS.build(trained.model).state_dict(), meta=meta), path)
         for changes, said in (
             (dict(), ''),
             (dict(with_cp=False, frozen_stages=1), ''),
-            (dict(grid_spacing=1, fine_depths=None), ''),
+            (dict(grid_spacing=1, fine_depths=None, plain='vit_tiny_patch16_224.augreg_in21k'), ''),
             (dict(fine_depths=0), 'fine_depths=None (here 0)'),
             (
                 dict(fine_depths=(0, 1), grid_spacing=2),
@@ -103,7 +106,9 @@ def test_other_options_than_a_checkpoint_was_trained_with_are_said(tmp_path, cap
             cfg.model.backbone.update(changes)
             check_checkpoint(cfg, path)
             output = capsys.readouterr().out
-            expected = said if text == trained.pretty_text else ''
+            expected = said if text in (trained.pretty_text, lazy) else ''
+            if text in (unread, 'model = ('):
+                expected = 'is not told'
             assert expected in output
             assert output.count('WARNING') == bool(expected)
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
-from mmengine.structures import InstanceData
+from mmengine.structures import InstanceData, PixelData
 from pycocotools import mask as coco_mask
 from test_tools import DETECTOR, ROOT, SEGMENTER, env, run, train  # noqa: F401 (env is a fixture)
 
@@ -75,8 +75,28 @@ def test_objects_are_drawn_where_they_are(size, scale):
     assert 40 * scale - near <= columns.min() <= 40 * scale
     assert 30 * scale - near <= rows.max() <= 30 * scale + near
     assert picture[20 * scale, 55 * scale].any()
+    assert not picture[27 * scale, 94 * scale].any()
     assert torch.equal(found.bboxes, torch.tensor([[40.0, 10, 70, 30], [90, 10, 99, 30]]))
     assert found.masks.shape == (2, *size)
+
+
+def test_panoptic_maps_are_drawn_as_they_are():
+    """They have the image's size."""
+    drawn = []
+
+    class Painter:
+        def add_datasample(self, name, image, sample, **options):
+            drawn.append((image.shape, sample))
+
+        def get_image(self):
+            return None
+
+    sample = DetDataSample(pred_panoptic_seg=PixelData(sem_seg=torch.zeros(1, 100, 180)))
+    for instances in (False, True):
+        if instances:
+            sample.pred_instances = InstanceData(scores=torch.zeros(0))
+        tool.draw_objects(Painter(), np.zeros((100, 180, 3), np.uint8), sample, 0.3)
+    assert [shape for shape, _ in drawn] == [(100, 180, 3)] * 2
 
 
 def test_what_was_predicted_stays_when_the_job_is_ended(images, tmp_path, monkeypatch):

@@ -161,9 +161,10 @@ def finetuned(run: Run, shared: Path, out: Path, smoke: bool = False) -> dict:
 
 
 def check_row(row: dict) -> None:
-    """
+    """Refuse a stored result that the study would not come to now.
+
     Raises:
-        ValueError: A row has other options or another budget than the study has now.
+        ValueError: The row has other options or another budget than the study has now.
     """
     now = json.loads(json.dumps([BACKBONES[row['backbone']], BUDGET.get(row['task'])]))
     if [row['options'], row['iterations']] != now:

@@ -28,6 +28,12 @@ def stop(message: str) -> None:
     sys.exit(f'error: {message}')
 
 
+def warn(message: str) -> None:
+    """Say one line of warning, once however many processes there are."""
+    if int(os.environ.get('RANK', 0)) == 0:
+        print(f'WARNING: {message}', flush=True)
+
+
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG)')
     parser.add_argument(

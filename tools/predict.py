@@ -75,8 +75,8 @@ def draw_objects(
     visualizer: Visualizer, image: np.ndarray, sample: BaseDataElement, score_thr: float
 ) -> np.ndarray:
     """Objects on an RGB image, which is enlarged where it is so small that their labels would hide it."""
-    if 'pred_instances' not in sample:
-        visualizer.add_datasample('image', image, sample, draw_gt=False)
+    if 'pred_instances' not in sample or 'pred_panoptic_seg' in sample:
+        visualizer.add_datasample('image', image, sample, draw_gt=False, pred_score_thr=score_thr)
         return visualizer.get_image()
     scale = max(1, round(DRAWN / max(image.shape[:2])))
     kept = sample.pred_instances[sample.pred_instances.scores > score_thr].cpu()

@@ -135,7 +135,8 @@ def own_backbone(name: object) -> type | None:
     """The backbone of this package that a config has by this name, or as this class; None where it is none."""
     import mmhpvit
 
-    kind = getattr(mmhpvit, name, None) if isinstance(name, str) else name
+    # A config in pure Python is written with the name of the module before that of the class.
+    kind = getattr(mmhpvit, name.rpartition('.')[2], None) if isinstance(name, str) else name
     return kind if isinstance(kind, type) and issubclass(kind, mmhpvit.HPViT) else None
 
 
@@ -163,17 +164,29 @@ def check_backbone(cfg: Config) -> None:
     except ValueError as error:
         stop(f'model.backbone: {error}')
     levels = len(getattr(backbone, 'levels', backbone.out_indices))
-    _check_channels(cfg.model, backbone.embed_dims, levels, options['plain'])
+    _check_channels(cfg, backbone.embed_dims, levels, options['plain'])
 
 
-def _check_channels(model: ConfigDict, width: int, levels: int, plain: str) -> None:
-    """Stop where the neck, or without one a head, takes other maps than ``levels`` of ``width`` channels each."""
+def _check_channels(cfg: Config, width: int, levels: int, plain: str) -> None:
+    """Stop where the neck, or without one a head, takes other maps than ``levels`` of ``width`` channels each.
+
+    What ``in_channels`` means is known of the libraries' own parts; those of others are left to them.
+    """
+    model = cfg.model
     # Of several necks the others take what the first one gives.
     parts = _listed(model.get('neck'), 'model.neck')[:1]
     if not parts:
         names = 'decode_head', 'auxiliary_head', 'panoptic_head', 'head'
         parts = [part for name in names for part in _listed(model.get(name), f'model.{name}')]
     for key, part in parts:
+        kind = part.get('type')
+        kind = (
+            _registered(MODELS, kind, cfg.get('default_scope') or 'mmengine')
+            if isinstance(kind, str)
+            else kind
+        )
+        if kind and kind.__module__.partition('.')[0] not in LIBRARIES:
+            continue
         given = part.get('in_channels')
         index = part.get('in_index')
         if isinstance(given, int):

@@ -1,10 +1,8 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """Whether a training can go as its config says: precision, schedule, rates, the metric it is judged by."""
 
-import os
-
 import torch
-from launch import stop
+from launch import stop, warn
 from mmengine.config import Config, ConfigDict
 
 from checks.model import own_backbone
@@ -52,12 +50,10 @@ def check_last_rates(cfg: Config) -> None:
             f'{text}: expected less than optim_wrapper.optimizer.lr={rates[1]:g}; as it is, no rate falls, and those '
             f'of layer-wise decay rise to it: {cure}'
         )
-    if int(os.environ.get('RANK', 0)) == 0:
-        print(
-            f'WARNING: {text} is more than the first layers begin with by layer-wise decay, so that their rate rises '
-            f'all through the training: {cure}',
-            flush=True,
-        )
+    warn(
+        f'{text} is more than the first layers begin with by layer-wise decay, so that their rate rises all through '
+        f'the training: {cure}'
+    )
 
 
 def _decayed_rates(cfg: Config) -> tuple[float, float] | None:
@@ -122,11 +118,10 @@ def warn_of_warm_up(cfg: Config, iterations: int) -> None:
     for i, one in enumerate([schedulers] if isinstance(schedulers, dict) else schedulers):
         end = one.get('end', float('inf'))
         rises = one.get('type') in ('LinearLR', 'ConstantLR') and one.get('by_epoch') is False
-        if rises and iterations < 2 * end < float('inf') and int(os.environ.get('RANK', 0)) == 0:
-            print(
-                f'WARNING: the learning rate rises for {end} iterations (param_scheduler.{i}.end), and the training '
-                f'has {iterations}; it will hardly learn: --cfg-options param_scheduler.{i}.end={iterations // 10 + 1}',
-                flush=True,
+        if rises and iterations < 2 * end < float('inf'):
+            warn(
+                f'the learning rate rises for {end} iterations (param_scheduler.{i}.end), and the training has '
+                f'{iterations}; it will hardly learn: --cfg-options param_scheduler.{i}.end={iterations // 10 + 1}'
             )
 
 
@@ -134,10 +129,9 @@ def warn_of_length(cfg: Config, processes: int) -> None:
     """Say where another total of images an iteration makes a training of iterations shorter or longer in epochs."""
     iterations, base = cfg.train_cfg.get('max_iters'), cfg.auto_scale_lr.base_batch_size
     batch = processes * (cfg.train_dataloader.get('batch_size') or base)
-    if iterations and batch != base and int(os.environ.get('RANK', 0)) == 0:
-        print(
-            f'WARNING: --auto-scale-lr scales the rate, not the length: {iterations} iterations of {batch} images are '
+    if iterations and batch != base:
+        warn(
+            f'--auto-scale-lr scales the rate, not the length: {iterations} iterations of {batch} images are '
             f'{batch / base:.3g} times as many images as of {base}; for as many, train_cfg.max_iters='
-            f'{round(iterations * base / batch)}, with the ends and milestones of param_scheduler in proportion',
-            flush=True,
+            f'{round(iterations * base / batch)}, with the ends and milestones of param_scheduler in proportion'
         )

@@ -4,12 +4,11 @@
 import ast
 import copy
 import inspect
-import os
 import re
 from pathlib import Path
 
 import torch
-from launch import stop
+from launch import stop, warn
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
@@ -107,22 +106,30 @@ def check_checkpoint(cfg: Config, path: str) -> None:
     _warn_of_other_options(cfg, path, (checkpoint.get('meta') or {}).get('cfg'))
 
 
-def _warn_of_other_options(cfg: Config, path: str, trained: object) -> None:
-    """Say which options of the backbone a checkpoint was trained with otherwise: its weights may fit all the same."""
-    before = _model_of(trained).get('backbone') if isinstance(trained, str) else None
-    now = cfg.model.get('backbone') or {}
-    if not isinstance(before, dict) or int(os.environ.get('RANK', 0)):
+def _warn_of_other_options(cfg: Config, path: str, trained: str | None) -> None:
+    """Say which options of the backbone a checkpoint was trained with otherwise: its weights may fit all the same.
+
+    Args:
+        cfg: The config at hand.
+        path: Of the checkpoint.
+        trained: The config that mmengine wrote into it; it is read and not run. None where there is none.
+    """
+    now = _all_options(cfg.model.get('backbone') or {})
+    if now is None or not trained:
         return
-    before, now = _all_options(before), _all_options(now)
-    if before is None or now is None:
+    try:
+        before = _all_options(_backbone_in(trained))
+    except (SyntaxError, ValueError):
+        warn(f'what model.backbone {path} was trained with is not told: its config there is no plain data')
+        return
+    if before is None:
         return
     others = [name for name in before | now if before.get(name) != now.get(name)]
     if others:
         text = ', '.join(f'{name}={before.get(name)!r} (here {now.get(name)!r})' for name in others)
-        print(
-            f'WARNING: {path} was trained with model.backbone of {text}: the same weights compute something else here; '
-            'training writes its config beside its checkpoints',
-            flush=True,
+        warn(
+            f'{path} was trained with model.backbone of {text}: the same weights compute something else here; '
+            'training writes its config beside its checkpoints'
         )
 
 
@@ -132,19 +139,23 @@ def _all_options(backbone: dict) -> dict | None:
     if kind is None:
         return None
     known = inspect.signature(kind).parameters.values()
-    options = {one.name: one.default for one in known} | backbone | dict(type=kind.__name__)
+    options = {one.name: one.default for one in known} | backbone
+    options |= dict(type=kind.__name__, plain=backbone['plain'].partition('.')[0])  # a tag names weights
     listed = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
     return {name: value for name, value in listed.items() if name not in OF_TRAINING}
 
 
-def _model_of(text: str) -> dict:
-    """``model`` of a config that mmengine wrote as text, which is read and not run; empty where it is no plain data."""
-    try:
-        for node in ast.parse(text).body:
-            if isinstance(node, ast.Assign) and [ast.unparse(one) for one in node.targets] == ['model']:
-                return _value(node.value)
-    except (SyntaxError, ValueError):
-        pass
+def _backbone_in(text: str) -> dict:
+    """``model.backbone`` of a config as mmengine writes it; empty where it has none.
+
+    Raises:
+        SyntaxError: It is no Python.
+        ValueError: It is more than numbers, names and the like.
+    """
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == 'model':
+            parts = getattr(node.value, 'keywords', ())
+            return next((_value(part.value) for part in parts if part.arg == 'backbone'), {})
     return {}
 
 
@@ -173,10 +184,9 @@ def warn_of_normalisation(cfg: Config) -> None:
     plain = backbone.plain
     known = expected_images(build_plain_vit(plain, device='meta'), plain)
     fits = [max(abs(a - b) for a, b in zip(own, (*mean, *std), strict=True)) < 1 for mean, std in known]
-    if known and not any(fits) and int(os.environ.get('RANK', 0)) == 0:
+    if known and not any(fits):
         wanted = ' or '.join(f'mean={list(mean)}, std={list(std)}' for mean, std in known)
-        print(
-            f'WARNING: model.data_preprocessor has mean={list(given.mean)}, std={list(given.std)}; weights of {plain} '
-            f'were trained with {wanted}, and lose much of what they know without; set model.data_preprocessor',
-            flush=True,
+        warn(
+            f'model.data_preprocessor has mean={list(given.mean)}, std={list(given.std)}; weights of {plain} were '
+            f'trained with {wanted}, and lose much of what they know without; set model.data_preprocessor'
         )
