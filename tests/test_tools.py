@@ -580,7 +580,7 @@ def test_demo_says_that_weights_are_random_and_that_nothing_was_learned(tmp_path
         r'\nmask AP [\d.]+ after training is not above .*: 2 iterations show the steps, 300 teach', output
     )
     check_learned(0.0, 0.1, iters=300)
-    with pytest.raises(SystemExit, match='error: mask AP 0.2 after training is not above 0.3 before'):
+    with pytest.raises(SystemExit, match=r'error: mask AP 0\.2 after training is not above 0\.3 before'):
         check_learned(0.3, 0.2, iters=300)
 
 
