@@ -27,13 +27,18 @@ def interpolate_positions(
         (1, H, W, C) in the type of ``embedding``, without the entries for prefix tokens.
     """
     places = embedding[:, prefix:].reshape(1, -1, embedding.shape[-1])
-    if torch.are_deterministic_algorithms_enabled() and grid != size:
+    if is_compiling():  # which keeps sizes open, so that they are not compared
+        by_axis = embedding.requires_grad and torch.is_grad_enabled()
+    else:
+        by_axis = torch.are_deterministic_algorithms_enabled() and grid != size
+    if by_axis:
         return _interpolate_by_axis(places.unflatten(1, grid), size)
     return resample_abs_pos_embed(places, size, old_size=grid, num_prefix_tokens=0).reshape(1, *size, -1)
 
 
 def _interpolate_by_axis(positions: Tensor, size: tuple[int, int]) -> Tensor:
-    """The same by a matrix for each axis: torch's own gradient has no deterministic form on GPUs.
+    """The same by a matrix for each axis: torch's own gradient has no deterministic form on GPUs, and none for a
+    compiler that keeps the sizes open.
 
     Args:
         positions: (1, gh, gw, C).

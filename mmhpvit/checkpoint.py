@@ -22,8 +22,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-# mmengine's EMAHook saves the averages as the state dict, and under this name what they are averages of.
-_NOT_WEIGHTS = ('ema_state_dict',)
 # An archive that unpacks to more than this many times its size, and a gigabyte, is there to fill the memory.
 _MOST_COMPRESSED, _ALLOWANCE = 10, 10**9
 # A hash in a file name, as torch hub has it; digits alone are a date, the end of a UUID is none.
@@ -212,13 +210,17 @@ def _unwrap(content: object, location: str) -> dict[str, Tensor]:
 def _flattened(content: dict, prefix: str = '') -> dict[str, Tensor]:
     weights = {}
     for key, value in content.items():
-        if not isinstance(key, str) or key in _NOT_WEIGHTS:
+        if not isinstance(key, str):
             continue
         if isinstance(value, Tensor):
-            weights[prefix + key] = value
+            weights[_WRAPPERS.sub('', prefix + key)] = value
         elif isinstance(value, dict):
             weights |= _flattened(value, f'{prefix}{key}.')
     return weights
+
+
+# What torch.compile, activation checkpointing and sharding put between the names of modules.
+_WRAPPERS = re.compile(r'(?<![^.])(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.')
 
 
 def _check_sizes(weights: dict[str, Tensor], location: str) -> None:

@@ -78,8 +78,8 @@ def check_geometry(weights: Weights, plain: nn.Module, report: LoadReport) -> No
     wrong = [f'{k} {found[k]} (the model has {expected[k]})' for k in found if found[k] != expected[k]]
     if wrong:
         raise ValueError(
-            f'checkpoint {report.source!r} has {" and ".join(wrong)}: it is not of '
-            f'plain={report.plain!r}; {WHICH}'
+            f'checkpoint {report.source!r} has {" and ".join(wrong)}'
+            f'{f" under {report.prefix}" if report.prefix else ""}: it is not of plain={report.plain!r}; {WHICH}'
         )
 
 

@@ -132,14 +132,25 @@ NAMINGS = (
 # Of several encoders in one file, the one that is meant, by a part of its prefix: averages and teachers,
 # which are what evaluation uses, before what they learn from; what sees images before what does not.
 _PREFERRED = (
-    *('model_ema', 'state_dict_ema', 'ema', 'ema_model', 'averaged_model', 'teacher'),
+    *(
+        'model_ema',
+        'state_dict_ema',
+        'ema_state_dict',
+        'ema',
+        'ema_model',
+        'averaged_model',
+        'shadow',
+        'teacher',
+    ),
     *('base_encoder', 'context_encoder', 'online'),
     *('backbone', 'visual', 'vision_model', 'vision_encoder', 'image_encoder'),
 )
 # These say little: they decide only where nothing else is an average by its name. I-JEPA's target_encoder, which is
 # one, counts as none, since timm and Hugging Face take the encoder beside it.
 _GENERIC = ('encoder', 'model', 'state_dict')
-_AVERAGE = re.compile(r'(^|_)(ema|swa|average|averaged|momentum|teacher)(_|$)')
+_AVERAGE = re.compile(r'(^|_)(ema|swa|average|averaged|shadow|momentum|teacher)(_|$)', re.IGNORECASE)
+# mmengine's EMAHook saves the averages as the state dict, and under this name what they are averages of.
+_AVERAGED_BY_MMENGINE = 'ema_state_dict.module.'
 
 # What files of plain ViTs carry beside the body, by timm's names, and why it is left out.
 NOT_OF_THE_BODY = (
@@ -193,8 +204,10 @@ def find_encoder(names: Iterable[str], source: str | None, location: str) -> tup
             f'checkpoint {location!r} is not a plain ViT that can be told by its names; its first are '
             f'{names[:5]}; give the file of a ViT, or rename its weights as timm has them'
         )
+    if any(prefix.startswith('state_dict.') for _, prefix in found):
+        found = [f for f in found if not f[1].startswith(_AVERAGED_BY_MMENGINE)]
     for word in _PREFERRED:
-        found = [f for f in found if word in f[1].split('.')] or found
+        found = [f for f in found if word in f[1].lower().split('.')] or found
     if not any(_AVERAGE.search(part) for _, prefix in found for part in prefix.split('.')):
         for word in _GENERIC:
             found = [f for f in found if word in f[1].split('.')] or found

@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 
 import torch
+from mmengine.runner.activation_checkpointing import wrap_forward
 from torch import Tensor, cat, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -39,7 +40,12 @@ def run_blocks(
 
     Returns:
         The token map, and the prefix tokens averaged over the sequences, in the shapes that came in.
+
+    Raises:
+        ValueError: Blocks that are recomputed in the backward pass by others.
     """
+    if torch.is_grad_enabled() and not is_compiling():
+        _refuse_outer_checkpointing(blocks)
     kept = [[path.draw(tokens, tokens.shape[0]) for path in drop_paths(block)] for block in blocks.values()]
     groups, prefixes = [], []
     for group, call in zip(partition(tokens, layout), calls, strict=True):
@@ -55,6 +61,21 @@ def run_blocks(
     if prefix is not None:
         prefix = (prefixes[0] if len(prefixes) == 1 else cat(prefixes, dim=1)).mean(dim=1)
     return tokens, prefix
+
+
+_BY_MMENGINE = wrap_forward(lambda: None).__code__
+
+
+def _refuse_outer_checkpointing(blocks: dict[int, nn.Module]) -> None:
+    """Refuse blocks that others run anew in the backward pass: what a call has set in them beforehand, which images
+    skip and where tokens are, would be that of the last call."""
+    for index, block in blocks.items():
+        own_forward = getattr(vars(block).get('forward'), '__code__', None)
+        if own_forward is _BY_MMENGINE or hasattr(block, '_checkpoint_wrapped_module'):
+            raise ValueError(
+                f'blocks.{index} is wrapped for activation checkpointing; leave activation_checkpointing out and set '
+                'with_cp=True in model.backbone, which does it for all blocks'
+            )
 
 
 def _run_sequences(

@@ -117,7 +117,11 @@ class ShardedStrategy(DDPStrategy):
                 'names; go on with the strategy that it was written with, or start from its weights (load_from)'
             )
         own = dict(state_dict.pop('wrapper'))
-        options = StateDictOptions(full_state_dict=True)
+        names = [name for group in state_dict['param_groups'] for name in group['params']]
+        if new := [name for name in names if name not in state_dict['state']]:
+            # torch's optimisers have no state of what never got a gradient.
+            self.logger.warning(f'No optimiser state in the checkpoint for {", ".join(new)}: begun anew')
+        options = StateDictOptions(full_state_dict=True, strict=False)
         set_optimizer_state_dict(self.model, self.optim_wrapper.optimizer, state_dict, options=options)
         if 'loss_scaler' in own and hasattr(self.optim_wrapper, 'loss_scaler'):
             self.optim_wrapper.loss_scaler.load_state_dict(own['loss_scaler'])

@@ -44,6 +44,7 @@ def load_plain_weights(
         ValueError: A file that cannot be read, does not belong to this plain ViT, lacks weights or has
             weights that are not known to be superfluous, or values that are no numbers; a backbone on ``meta``.
     """
+    backbone = getattr(backbone, '_orig_mod', backbone)  # as torch.compile wraps it
     if not isinstance(getattr(backbone, 'plain', None), str):
         raise TypeError(
             f'weights are loaded into a backbone of this package, not into a {type(backbone).__name__}'

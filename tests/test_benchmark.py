@@ -14,7 +14,7 @@ from bench.timing import Limit, Products
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from mmhpvit import HPViT
+from mmhpvit import HPViT, PlainViTPyramid, TwoScaleViT
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -115,6 +115,20 @@ def test_forward_is_one_graph_that_serves_all_sizes(trains):
         for got, expected in zip(compiled(x), backbone(x), strict=True):
             torch.testing.assert_close(got, expected)
         assert counter.frame_count == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('kind', 'options'), [(PlainViTPyramid, {}), (TwoScaleViT, dict(fine_depths=0))])
+def test_compiled_whole_it_trains_at_all_sizes(kind, options):
+    backbone = kind('tiny_patch16', **options).train()
+    compiled = torch.compile(backbone, backend='aot_eager')
+    for size in [(64, 64), (80, 96), (112, 64)]:
+        x, results = torch.randn(2, 3, *size), []
+        for module in (backbone, compiled):
+            backbone.zero_grad()
+            sum(out.square().mean() for out in module(x)).backward()
+            results.append({name: param.grad.clone() for name, param in backbone.named_parameters()})
+        torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

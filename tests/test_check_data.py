@@ -48,6 +48,29 @@ def test_classes_in_a_file_and_data_of_other_kinds_pass(tmp_path):
     check_data(Config(dict(train_dataloader=dict(dataset=several))), 'train_dataloader')
 
 
+@pytest.mark.parametrize(
+    ('dataset', 'missing'),
+    [
+        (dict(type='ImageNet', split='train'), 'root/train'),
+        (dict(type='mmpretrain.ImageNet', split='val'), 'root/val'),
+        (dict(type='CUB', split='train'), None),
+        (dict(type='CIFAR10', split='train', download=False), None),
+        (dict(type='CUB', data_root='elsewhere'), 'elsewhere'),
+        (dict(type='CIFAR10', data_root='elsewhere', download=False), 'elsewhere'),
+        (dict(type='CIFAR10', data_root='elsewhere'), None),
+    ],
+)
+def test_data_that_is_known_by_its_split_is_looked_for_where_it_is(dataset, missing, tmp_path):
+    (tmp_path / 'root').mkdir()
+    dataset['data_root'] = str(tmp_path / dataset.get('data_root', 'root'))
+    cfg = Config(dict(train_dataloader=dict(dataset=dataset)))
+    if missing is None:
+        check_data(cfg, 'train_dataloader')
+        return
+    with pytest.raises(SystemExit, match=f'{tmp_path / missing}/? does not exist'):
+        check_data(cfg, 'train_dataloader')
+
+
 def test_folder_without_an_image_of_the_suffix_is_said(tmp_path):
     (tmp_path / 'elsewhere').mkdir()
     (tmp_path / 'elsewhere/a.png').touch()

@@ -49,6 +49,22 @@ def test_heads_that_agree_with_the_data_pass(model):
     check_num_classes(config(model=model))
 
 
+def test_things_of_panoptic_data_are_a_part_of_its_classes():
+    names = dict(classes=('cat', 'dog', 'road'), thing_classes=('cat', 'dog'), stuff_classes=('road',))
+    loader = dict(dataset=dict(type='CocoPanopticDataset', metainfo=names))
+    for classes, fits in ((2, True), (3, True), (1, False)):
+        model = dict(
+            roi_head=dict(bbox_head=dict(num_classes=classes)),
+            panoptic_fusion_head=dict(num_things_classes=2, num_stuff_classes=1),
+        )
+        cfg = config(model=model, train_dataloader=loader)
+        if fits:
+            check_num_classes(cfg)
+            continue
+        with pytest.raises(SystemExit, match=r'bbox_head\.num_classes=1: expected 3'):
+            check_num_classes(cfg)
+
+
 def test_classes_of_a_type_of_data_count_where_none_are_named():
     loader = dict(dataset=dict(type='RepeatDataset', dataset=dict(type='CityscapesDataset')))
     cfg = config(default_scope='mmseg', model=dict(type='EncoderDecoder'), train_dataloader=loader)

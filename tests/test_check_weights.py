@@ -1,11 +1,18 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 import copy
+import re
 from pathlib import Path
 
 import mmseg
 import pytest
 import torch
-from checks.weights import check_checkpoint, check_plain_weights, check_weights, warn_of_normalisation
+from checks.weights import (
+    check_checkpoint,
+    check_plain_weights,
+    check_start,
+    check_weights,
+    warn_of_normalisation,
+)
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from small_configs import config
@@ -70,12 +77,84 @@ def test_checkpoints_of_stock_backbones_are_checked_too(tmp_path):
     for other, message in (
         ({key: value for key, value in state.items() if key != name}, '1 weights missing'),
         (state | {name: torch.zeros(3)}, '1 weights of another shape'),
-        (state | {'decode_head.own': torch.zeros(3)}, '1 weights unknown'),
+        (state | {'backbone.own': torch.zeros(3)}, '1 weights unknown'),
         ({'blocks.0.weight': torch.zeros(3)}, 'no name begins with backbone'),
     ):
         torch.save(dict(state_dict=other), tmp_path / 'other.pth')
         with pytest.raises(SystemExit, match=message):
             check_checkpoint(cfg, str(tmp_path / 'other.pth'))
+
+
+def tiny_segmenter(**backbone) -> Config:
+    backbone = dict(type='HPViT', plain='vit_tiny_patch16_224') | backbone
+    heads = dict(num_classes=2, in_channels=[192] * 4, in_index=[0, 1, 2, 3], channels=8)
+    model = dict(type='EncoderDecoder', backbone=backbone, decode_head=dict(type='UPerHead', **heads))
+    init_default_scope('mmseg')
+    return Config(dict(model=model, default_scope='mmseg'))
+
+
+def test_a_model_that_is_wrapped_or_has_less_takes_the_same_checkpoint(tmp_path, capsys):
+    cfg = tiny_segmenter()
+    path = str(tmp_path / 'own.pth')
+    state = MODELS.build(cfg.model).state_dict()
+    torch.save(dict(state_dict=state, meta=dict(cfg=cfg.pretty_text)), path)
+    cfg.model = dict(type='SegTTAModel', module=cfg.model)
+    check_checkpoint(cfg, path)
+    assert capsys.readouterr().out == ''
+    cfg.model.module.backbone.grid_spacing = 2
+    check_checkpoint(cfg, path)
+    assert 'grid_spacing=1 (here 2)' in capsys.readouterr().out
+    more = {f'auxiliary_head.{key}': value for key, value in state.items() if key.startswith('decode')}
+    torch.save(dict(state_dict=state | more), path)
+    check_checkpoint(tiny_segmenter(), path)
+    assert re.fullmatch(
+        r'WARNING: .* has more than .* weights unknown .*; they are left out\n', capsys.readouterr().out
+    )
+
+
+def test_checkpoints_to_start_from_are_looked_into_before_training(tmp_path):
+    cfg = tiny_segmenter()
+    state = MODELS.build(cfg.model).state_dict()
+    heads = {key: torch.zeros(3) for key in state if key.startswith('decode')}
+    plain = {key.partition('.')[2]: value for key, value in state.items() if key.startswith('backbone')}
+    full = dict(state_dict=state, meta=dict(iter=3))
+    path = tmp_path / 'start.pth'
+    for content, resume, message in (
+        (full, True, None),
+        (full, False, None),
+        (state, False, None),
+        ({f'module.{key}': value for key, value in state.items()}, False, None),
+        (state | heads, False, None),
+        (dict(model=plain), False, 'holds nothing of model.backbone; weights of a plain ViT go into'),
+        (plain, False, 'holds nothing of model.backbone'),
+        (state, True, 'no checkpoint of a training to go on with'),
+        (
+            full | dict(state_dict=state | {'backbone.pos_embed': torch.zeros(3)}),
+            True,
+            '1 weights missing or of an',
+        ),
+        (torch.zeros(3), False, 'holds a Tensor: expected a dict'),
+    ):
+        torch.save(content, path)
+        start = Config(dict(cfg, load_from=str(path), resume=resume))
+        if message is None:
+            check_start(start)
+            continue
+        with pytest.raises(SystemExit, match=message) as stopped:
+            check_start(start)
+        assert '\n' not in str(stopped.value)
+    # Backbones of others are left to mmengine.
+    torch.save(plain, path)
+    check_start(Config(dict(model=dict(backbone=dict(type='ResNet')), load_from=str(path))))
+    torch.save(full, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(SystemExit, match=r'cannot be read as a checkpoint .*may be cut off'):
+        check_start(start)
+    with pytest.raises(SystemExit, match='is a folder: expected one of the checkpoints in it'):
+        check_start(Config(dict(cfg, load_from=str(tmp_path))))
+    check_start(Config(dict(cfg, load_from=str(tmp_path), runner_type='FlexibleRunner')))
+    check_start(Config(dict(cfg, load_from='https://nowhere/a.pth')))
+    check_start(cfg)
 
 
 def test_other_options_than_a_checkpoint_was_trained_with_are_said(tmp_path, capsys):

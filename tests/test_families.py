@@ -22,6 +22,7 @@ from timm.models.deit import _create_deit
 from tiny_models import register
 
 from mmhpvit import HPViT, LoadReport, load_plain_weights
+from mmhpvit.checkpoint import read_checkpoint
 from mmhpvit.namings import find_encoder
 
 SIZE = (64, 64)
@@ -651,15 +652,33 @@ def _vit_weights() -> dict[str, torch.Tensor]:
             'state_dict': {f'backbone.{k}': v for k, v in w.items()},
             'ema_state_dict': {f'module.backbone.{k}': v for k, v in other.items()},
         },
+        # Other trainers keep the averages under that name.
+        lambda w, other: {'model': other, 'ema_state_dict': w},
+        lambda w, other: {'ema_state_dict': w},
+        lambda w, other: {'model': other, 'EMA': w},
+        lambda w, other: {'state_dict': other, 'shadow': w},
+        # Each block by itself compiled, recomputed and sharded.
+        lambda w, other: {
+            k.replace('.norm1', '._orig_mod.norm1')
+            .replace('.attn', '._checkpoint_wrapped_module.attn')
+            .replace('.mlp', '._fsdp_wrapped_module.mlp'): v
+            for k, v in w.items()
+        },
     ],
-    ids=['deit-ema', 'timm-ema', 'ema', 'deepspeed', 'ijepa', 'mocov3', 'lightning', 'mmengine-ema'],
+    ids=[
+        *('deit-ema', 'timm-ema', 'ema', 'deepspeed', 'ijepa', 'mocov3', 'lightning', 'mmengine-ema'),
+        *('others-ema', 'only-ema', 'upper-ema', 'shadow', 'wrapped-blocks'),
+    ],
 )
 def test_wrappers(wrap, tmp_path):
     weights = _vit_weights()
     torch.save(wrap(weights, {k: torch.zeros_like(v) for k, v in weights.items()}), tmp_path / 'file.pth')
-    backbone, _ = load('like_vit', tmp_path / 'file.pth')
+    backbone, report = load('like_vit', tmp_path / 'file.pth')
     own = backbone.state_dict()
     assert all(torch.equal(own[name], tensor) for name, tensor in weights.items() if name in own)
+    in_file = read_checkpoint(str(tmp_path / 'file.pth'))
+    dropped = {name for name, _ in report.dropped}
+    assert all(name in dropped for name in in_file if not name.startswith(report.prefix))
 
 
 def test_of_two_encoders_the_file_must_say_which(tmp_path):

@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from mmcv.ops import roi_align
 from mmdet.models.necks import FPN
 from mmengine.registry import MODELS
+from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from timm.layers import resample_abs_pos_embed
 from tiny_models import KINDS, TRAITS
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import mmhpvit.sequences
-from mmhpvit import HPViT, PlainViTPyramid
+from mmhpvit import HPViT, PlainViTPyramid, TwoScaleViT
 from mmhpvit.embed import power_of_two_patch, resize_kernel
 from mmhpvit.options import PRESETS, preset_depths
 
@@ -354,6 +356,25 @@ def test_recomputing_changes_neither_outputs_nor_gradients():
         results.append([*outs, *(p.grad for p in backbone.parameters())])
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize('kind', [HPViT, TwoScaleViT])
+def test_blocks_that_others_recompute_are_refused(kind):
+    """Their gradients would be wrong without a word."""
+    x = torch.randn(1, 3, 40, 40)
+    for wrap in (
+        lambda backbone: turn_on_activation_checkpointing(backbone, ['blocks.1']),
+        lambda backbone: backbone.blocks.__setitem__(1, checkpoint_wrapper(backbone.blocks[1])),
+    ):
+        backbone = kind(TINY)
+        wrap(backbone)
+        with pytest.raises(ValueError, match=r'blocks\.1 is wrapped .*with_cp=True in model\.backbone'):
+            backbone(x)
+        with torch.no_grad():
+            backbone.eval()(x)
+    backbone.blocks[1] = kind(TINY).blocks[1]
+    backbone.blocks[1].forward = torch.no_grad()(backbone.blocks[1].forward)
+    backbone(x)
 
 
 def test_images_of_a_batch_do_not_see_each_other():

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
+from mmengine.config import Config
 from mmengine.structures import InstanceData, PixelData
 from pycocotools import mask as coco_mask
 from test_tools import DETECTOR, ROOT, SEGMENTER, env, run, train  # noqa: F401 (env is a fixture)
@@ -99,10 +101,92 @@ def test_panoptic_maps_are_drawn_as_they_are():
     assert [shape for shape, _ in drawn] == [(100, 180, 3)] * 2
 
 
+def call_with(predictor, images, tmp_path, monkeypatch) -> None:
+    """Let the tool's main function predict on a folder by a stand-in for a detector."""
+    monkeypatch.setitem(tool.KINDS, 'mmdet', predictor)
+    monkeypatch.setattr(tool, 'check_checkpoint', lambda *_: None)
+    (tmp_path / 'model.pth').touch()
+    command = ['predict', images, '--config', ROOT / DETECTOR, '--checkpoint', tmp_path / 'model.pth']
+    monkeypatch.setattr(sys, 'argv', [*map(str, command), '--out', str(tmp_path / 'out')])
+
+
+def test_images_that_fail_keep_no_other_from_being_predicted(images, tmp_path, monkeypatch):
+    """One that is cut off, one whose name OpenCV cannot take, one on which the model fails."""
+    whole = (images / 'a.jpg').read_bytes()
+    (images / 'cut.jpg').write_bytes(whole[: len(whole) // 2])
+    (images / os.fsdecode(b'gr\xfcn.jpg')).write_bytes(whole)
+
+    def predictor(args, cfg):
+        def one(path):
+            if path.name == 'a.jpg':
+                raise IndexError('index 1 is out of bounds')
+            return dict(scores=[0.5]), np.zeros((8, 8, 3), np.uint8)
+
+        return one
+
+    call_with(predictor, images, tmp_path, monkeypatch)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(
+            SystemExit, match=r'3 of 4 images could not be read or predicted, the first .*a\.jpg'
+        ):
+            tool.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    errors = [entry.get('error') for entry in json.loads((tmp_path / 'out/predictions.json').read_text())]
+    expected = [
+        'IndexError: index 1 is out of bounds',
+        None,
+        'OpenCV does not read it',
+        'its name is no UTF-8',
+    ]
+    assert errors == expected
+
+
+def test_panoptic_maps_are_written_in_cocos_colours(images, tmp_path, monkeypatch):
+    class Inferencer:
+        model = SimpleNamespace(dataset_meta=dict(classes=('a', 'b')))
+        visualizer = SimpleNamespace(add_datasample=lambda *_, **__: None, get_image=lambda: None)
+
+        def __init__(self, cfg, *_, **__):
+            assert cfg.test_dataloader.dataset.pipeline == []
+
+        def __call__(self, path, **_):
+            return dict(predictions=[DetDataSample()])
+
+        def pred2dict(self, sample):
+            found = np.zeros((96, 96, 3), np.uint8)
+            found[0, 0] = 1, 2, 3
+            return dict(panoptic_seg=found)
+
+    monkeypatch.setattr('mmdet.apis.DetInferencer', Inferencer)
+    inner = dict(type='ConcatDataset', datasets=[dict(type='CocoPanopticDataset', pipeline=[])])
+    args = SimpleNamespace(out=tmp_path, checkpoint='', device='cpu', score_thr=0.3)
+    found, _ = tool.detector(args, Config(dict(test_dataloader=dict(dataset=inner))))(images / 'a.png')
+    assert json.loads(json.dumps(found)) == dict(map='maps/a.png.png', classes=[])
+    assert cv2.imread(str(tmp_path / found['map']))[0, 0].tolist() == [3, 2, 1]  # OpenCV has blue first
+
+
+def test_names_are_the_configs_where_a_checkpoint_has_none():
+    def names(**dataset):
+        return tool.names_in(Config(dict(default_scope='mmseg', test_dataloader=dict(dataset=dataset))))
+
+    found = names(type='BaseSegDataset', metainfo=dict(classes=('a', 'b', 'c')))
+    assert found['classes'] == ['a', 'b', 'c']
+    assert np.shape(found['palette']) == (3, 3)
+    own = dict(classes=('a',), palette=[[1, 2, 3]])
+    assert names(type='RepeatDataset', dataset=dict(type='BaseSegDataset', metainfo=own))['palette'] == [
+        [1, 2, 3]
+    ]
+    assert len(names(type='ADE20KDataset')['classes']) == len(names(type='ADE20KDataset')['palette']) == 150
+    with pytest.raises(SystemExit, match='neither the checkpoint nor the config has names of classes'):
+        names(type='BaseSegDataset')
+
+
 def test_what_was_predicted_stays_when_the_job_is_ended(images, tmp_path, monkeypatch):
     """Slurm's time limit ends a job by SIGTERM, of which `finally` knows nothing by itself."""
 
-    def predictor(args):
+    def predictor(args, cfg):
         def one(path):
             if path.name == 'a.png':
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -110,11 +194,7 @@ def test_what_was_predicted_stays_when_the_job_is_ended(images, tmp_path, monkey
 
         return one
 
-    monkeypatch.setitem(tool.KINDS, 'mmdet', predictor)
-    monkeypatch.setattr(tool, 'check_checkpoint', lambda *_: None)
-    (tmp_path / 'model.pth').touch()
-    command = ['predict', images, '--config', ROOT / DETECTOR, '--checkpoint', tmp_path / 'model.pth']
-    monkeypatch.setattr(sys, 'argv', [*map(str, command), '--out', str(tmp_path / 'out')])
+    call_with(predictor, images, tmp_path, monkeypatch)
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit, match='143'):
@@ -174,9 +254,16 @@ def test_segmentation(images, tmp_path, env):  # noqa: F811
     output = run(sys.executable, '-c', f'{code}print("SUM", found.shape, int(found.sum()))', env=env)
     assert f'SUM (96, 96) {int(labels.sum())}' in output
     assert list((tmp_path / 'inferred/vis').iterdir())
+    log = run(sys.executable, 'tools/test.py', SEGMENTER, tmp_path / 'work/iter_6.pth', '--tta', env=env)
+    assert 'SegTTAModel' in log
+    assert 'mIoU' in log
+    # The weights alone: names are the config's, not those of Cityscapes.
+    torch.save(torch.load(tmp_path / 'work/iter_6.pth')['state_dict'], tmp_path / 'bare.pth')
     (images / 'Broken.jpg').write_bytes(b'nothing')
-    output = predict(images, SEGMENTER, tmp_path / 'work/iter_6.pth', out, env=env, fails=True)
+    before = json.loads((out / 'predictions.json').read_text())
+    output = predict(images, SEGMENTER, tmp_path / 'bare.pth', out, env=env, fails=True)
     assert '1 of 3 images could not be read' in output
+    assert json.loads((out / 'predictions.json').read_text())[1:] == before
     first, *others = json.loads((out / 'predictions.json').read_text())
     assert first == {'image': str(images / 'Broken.jpg'), 'error': 'OpenCV does not read it'}
     assert all('map' in found for found in others)

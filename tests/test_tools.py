@@ -1,6 +1,7 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """The tools as users run them: as processes of their own, on a CPU."""
 
+import argparse
 import json
 import os
 import pickle
@@ -363,11 +364,19 @@ def one_process_group(tmp_path):
     torch.distributed.destroy_process_group()
 
 
+class Unused(torch.nn.Linear):
+    """With a weight that no loss depends on."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+        self.unused = torch.nn.Parameter(torch.ones(2))
+
+
 def sharded(seed: int, scale: float) -> mmhpvit.ShardedStrategy:
     """A strategy with a small model that has made a step."""
     torch.manual_seed(seed)
     strategy = mmhpvit.ShardedStrategy(work_dir='/nowhere')
-    strategy.model = strategy._wrap_model(torch.nn.Linear(3, 2))
+    strategy.model = strategy._wrap_model(Unused())
     optimizer = torch.optim.AdamW(strategy.model.parameters(), lr=scale)
     strategy.optim_wrapper = ScaledWrapper(optimizer, scale)
     strategy.model(torch.ones(1, 3)).sum().backward()
@@ -389,7 +398,9 @@ def test_sharded_state_has_what_the_wrapper_keeps(one_process_group, monkeypatch
     prefixed = {f'module.{name}': value for name, value in sharded(2, 1.0).model_state_dict().items()}
     other.load_model_state_dict(prefixed, strict=True)
     assert torch.equal(other.model_state_dict()['weight'], prefixed['module.weight'])
-    with pytest.raises(RuntimeError, match='weight is missing; extra is unknown; bias has'):
+    with pytest.raises(
+        RuntimeError, match='weight is missing; unused is missing; extra is unknown; bias has'
+    ):
         other.load_model_state_dict({'bias': torch.zeros(5), 'extra': torch.zeros(1)}, strict=True)
 
 
@@ -514,6 +525,14 @@ def test_slurm_launcher_sets_what_the_training_reads(tmp_path, env):
             "no 'optim_wraper'; did you mean 'optim_wrapper'",
         ),
         (
+            ['train.py', SEGMENTER, '--cfg-options', 'optimizer.lr=1'],
+            "nothing reads 'optimizer' since mmcv 2; set optim_wrapper.optimizer",
+        ),
+        (
+            ['train.py', SEGMENTER, '--cfg-options', 'load_from=/no where/a.pth'],
+            "checkpoint '/no where/a.pth' does not exist",
+        ),
+        (
             ['train.py', DETECTOR, '--cfg-options', 'model.type=EncoderDecoder'],
             "model.type='EncoderDecoder' is of mmseg, and the config is one of mmdet",
         ),
@@ -541,6 +560,15 @@ def test_bad_calls_end_in_one_line_before_anything_starts(command, message, tmp_
     assert len(lines) == 1, output
     assert re.search(message, output), output
     assert not (tmp_path / 'w').exists()
+
+
+def test_settings_are_read_as_mmengine_reads_them_and_paths_keep_their_blanks():
+    parser = argparse.ArgumentParser()
+    launch.add_common_options(parser)
+    given = ['a=1', 'b=1,2', 'c=[(1, 2), x]', 'd=/a b/c', "e='f g'", 'f=None', 'g=1e-4', 'h=(1,)', 'i=True']
+    found = parser.parse_args(['--cfg-options', *given]).cfg_options
+    expected = dict(a=1, b=[1, 2], c=[(1, 2), 'x'], d='/a b/c', e='f g', f=None, g=1e-4, h=(1,), i=True)
+    assert found == expected
 
 
 def test_auto_scale_lr_follows_the_batch_size(tmp_path, env):

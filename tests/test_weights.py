@@ -678,6 +678,14 @@ def test_initialiser_loads_last_and_logs_the_report(tmp_path, monkeypatch):
     assert f'Weights of {TINY} from {tmp_path / "file.pth"}' in logged[0]
 
 
+def test_a_compiled_backbone_is_loaded_as_it_is(tmp_path):
+    vit = timm_model()
+    torch.save(vit.state_dict(), tmp_path / 'file.pth')
+    backbone = HPViT(TINY)
+    load_plain_weights(torch.compile(backbone, backend='eager'), tmp_path / 'file.pth')
+    assert torch.equal(backbone.pos_embed, vit.pos_embed)
+
+
 def test_initialiser_is_for_this_packages_backbones():
     with pytest.raises(TypeError, match='not into a Linear'):
         mmhpvit.PlainViTInit('file.pth')(torch.nn.Linear(2, 2))

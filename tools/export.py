@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from checks.model import own_backbone
+from checks.weights import check_checkpoint
 from launch import read_config, stop
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
@@ -133,6 +134,8 @@ def build(args: argparse.Namespace) -> nn.Module:
     init_default_scope(cfg.default_scope)
     if own_backbone(cfg.model.backbone.type) is None:
         stop(f'{args.config} has a {cfg.model.backbone.type}; only backbones of this package are exported')
+    if args.checkpoint:
+        check_checkpoint(cfg, args.checkpoint)
     cfg.model.backbone.update(init_cfg=None, compile_blocks=False)
     model = MODELS.build(cfg.model)
     if not args.backbone and 'Mask2Former' in type(model.decode_head).__name__:

@@ -5,6 +5,7 @@ import argparse
 import gc
 import importlib
 import importlib.util
+import inspect
 import os
 import re
 import subprocess
@@ -22,6 +23,34 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+# As torchrun, srun and mpirun tell the number of a process.
+RANKS = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+# Settings of mmcv 1.x, which nothing reads any more, and where they are now.
+OLD_SETTINGS = {
+    'optimizer': 'optim_wrapper.optimizer',
+    'optimizer_config': 'optim_wrapper',
+    'lr_config': 'param_scheduler',
+    'runner': 'train_cfg',
+    'total_epochs': 'train_cfg.max_epochs',
+    'evaluation': 'val_evaluator and train_cfg.val_interval',
+    'checkpoint_config': 'default_hooks.checkpoint',
+    'log_config': 'default_hooks.logger',
+    'data': 'train_dataloader, val_dataloader and test_dataloader',
+    'workflow': 'train_cfg.val_interval',
+}
+# What a config may have and this one has not, so that it is no slip of a similar name.
+KNOWN_SETTINGS = (*inspect.signature(Runner.__init__).parameters, 'tta_model', 'tta_pipeline')
+
+
+class Settings(DictAction):
+    """key=value as mmengine reads them; of a value that is no list the blanks stay, as in a path."""
+
+    @staticmethod
+    def _parse_iterable(val: str) -> object:
+        if set('([,') & set(val):
+            return DictAction._parse_iterable(val)
+        return DictAction._parse_int_float_bool(val.strip('\'"'))
+
 
 def stop(message: str) -> None:
     """End the program with one line of error."""
@@ -30,7 +59,7 @@ def stop(message: str) -> None:
 
 def warn(message: str) -> None:
     """Say one line of warning, once however many processes there are."""
-    if int(os.environ.get('RANK', 0)) == 0:
+    if int(next((os.environ[name] for name in RANKS if name in os.environ), 0)) == 0:
         print(f'WARNING: {message}', flush=True)
 
 
@@ -39,7 +68,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=Settings,
         help='settings to override, as key=value, key=a,b or key="[(a,b),(c,d)]"',
     )
     parser.add_argument(
@@ -72,8 +101,12 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg.launcher = args.launcher
     for key in args.cfg_options or {}:
         name = key.partition('.')[0]
+        if name in cfg or name in KNOWN_SETTINGS:
+            continue
+        if name in OLD_SETTINGS:
+            stop(f'--cfg-options {key}: nothing reads {name!r} since mmcv 2; set {OLD_SETTINGS[name]}')
         close = get_close_matches(name, list(cfg), n=1, cutoff=0.85)
-        if name not in cfg and close:
+        if close:
             stop(f'--cfg-options {key}: the config has no {name!r}; did you mean {close[0]!r}?')
     cfg.merge_from_dict(args.cfg_options or {})
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
@@ -164,7 +197,7 @@ def _use_gloo(cfg: Config) -> None:
         if name not in os.environ:
             stop(f'--launcher {cfg.launcher}: {name} is not set; start with tools/dist_train.sh or torchrun')
     torch.distributed.init_process_group('gloo')
-    cfg.env_cfg.dist_cfg = dict(backend='gloo')
+    cfg.setdefault('env_cfg', {})['dist_cfg'] = dict(backend='gloo')
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel',
         device_ids=None,

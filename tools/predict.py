@@ -6,11 +6,12 @@
 The config's ``default_scope`` decides between detection, segmentation and classification; mmdet's, mmseg's or
 mmpretrain's own inferencer does the work. DIR gets ``pictures/``, for segmentation ``maps/`` with the class index of
 each pixel, and ``predictions.json``: a list with one entry an image, boxes as x1, y1, x2, y2 in pixels, masks as
-COCO's compressed RLE. An image that cannot be read gets an ``error`` there; the others are predicted, and the exit
-status is 1.
+COCO's compressed RLE; of panoptic models ``maps/`` has COCO's format. An image that cannot be read or predicted gets
+an ``error`` there; the others are predicted, and the exit status is 1.
 """
 
 import argparse
+import copy
 import json
 import signal
 import sys
@@ -20,9 +21,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from checks.model import check_operators
+from checks.data import inner_datasets
+from checks.model import check_operators, known_classes
 from checks.weights import check_checkpoint
 from launch import read_config, stop
+from mmcv import imfrombytes
+from mmengine.config import Config
+from mmengine.infer import BaseInferencer
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 from tqdm import tqdm
@@ -55,18 +60,73 @@ def find_images(path: Path) -> list[Path]:
     return found
 
 
-def detector(args: argparse.Namespace) -> Callable[[Path], tuple[dict, np.ndarray]]:
+def read_image(path: Path) -> np.ndarray:
+    """The image as the libraries' own readers have it, (H, W, 3) in RGB.
+
+    Raises:
+        ValueError: It is no image, it is cut off, or OpenCV cannot take its name.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError('its name is no UTF-8') from None
+    data = path.read_bytes()
+    image = imfrombytes(data) if data else None
+    if image is None:
+        raise ValueError('OpenCV does not read it')
+    return image[..., ::-1]
+
+
+def names_in(cfg: Config) -> dict:
+    """Names and colours of the classes of the config's test data."""
+    _, dataset = next(inner_datasets(cfg.test_dataloader.dataset, 'test_dataloader.dataset'))
+    found = dict(known_classes(dataset, cfg.default_scope))
+    if not found.get('classes'):
+        stop(
+            'neither the checkpoint nor the config has names of classes; set '
+            'test_dataloader.dataset.metainfo=dict(classes=(...))'
+        )
+    colours = np.random.RandomState(42).randint(0, 255, (len(found['classes']), 3))
+    return dict(palette=colours.tolist()) | found
+
+
+def naming(inferencer: type[BaseInferencer]) -> type[BaseInferencer]:
+    """An inferencer that takes the classes from the config where the checkpoint does not tell them.
+
+    The libraries' own take those of COCO or Cityscapes then.
+    """
+
+    class Naming(inferencer):
+        def _load_weights_to_model(self, model: torch.nn.Module, checkpoint: dict, cfg: Config) -> None:
+            checkpoint = checkpoint if 'state_dict' in checkpoint else dict(state_dict=checkpoint)
+            meta = dict(checkpoint.get('meta') or {})
+            if not meta.keys() & {'dataset_meta', 'CLASSES'}:
+                meta['dataset_meta'] = names_in(cfg)
+            super()._load_weights_to_model(model, dict(checkpoint, meta=meta), cfg)
+
+    return Naming
+
+
+def of_one_dataset(cfg: Config) -> Config:
+    """The config with the first data set that wrappers of the test data have inside; inferencers take its pipeline."""
+    cfg = copy.deepcopy(cfg)
+    _, cfg.test_dataloader.dataset = next(inner_datasets(cfg.test_dataloader.dataset, ''))
+    return cfg
+
+
+def detector(args: argparse.Namespace, cfg: Config) -> Callable[[Path], tuple[dict, np.ndarray]]:
     from mmdet.apis import DetInferencer
 
-    inferencer = DetInferencer(args.config, args.checkpoint, args.device, show_progress=False)
+    inferencer = naming(DetInferencer)(of_one_dataset(cfg), args.checkpoint, args.device, show_progress=False)
     names = inferencer.model.dataset_meta['classes']
 
     def predict(path: Path) -> tuple[dict, np.ndarray]:
         (sample,) = inferencer(str(path), return_datasamples=True, no_save_vis=True)['predictions']
+        picture = draw_objects(inferencer.visualizer, read_image(path), sample, args.score_thr)
         found = inferencer.pred2dict(sample)
-        image = cv2.imread(str(path))[..., ::-1]
-        picture = draw_objects(inferencer.visualizer, image, sample, args.score_thr)
-        return found | {'classes': [names[label] for label in found['labels']]}, picture
+        if 'panoptic_seg' in found:
+            found['map'] = write_map(found.pop('panoptic_seg')[..., ::-1], path, args.out)
+        return found | {'classes': [names[label] for label in found.get('labels', ())]}, picture
 
     return predict
 
@@ -90,28 +150,32 @@ def draw_objects(
     return visualizer.get_image()
 
 
-def segmenter(args: argparse.Namespace) -> Callable[[Path], tuple[dict, np.ndarray]]:
+def write_map(values: np.ndarray, path: Path, out: Path) -> str:
+    """Write what is found at each pixel of an image; the name of the file inside of ``out``."""
+    file = out / 'maps' / f'{path.name}.png'
+    file.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(file), values)
+    return str(file.relative_to(out))
+
+
+def segmenter(args: argparse.Namespace, cfg: Config) -> Callable[[Path], tuple[dict, np.ndarray]]:
     from mmseg.apis import MMSegInferencer
 
-    inferencer = MMSegInferencer(args.config, args.checkpoint, device=args.device)
+    inferencer = naming(MMSegInferencer)(of_one_dataset(cfg), args.checkpoint, device=args.device)
     inferencer.show_progress = False
     names = inferencer.model.dataset_meta['classes']
-    maps = args.out / 'maps'
-    maps.mkdir(parents=True, exist_ok=True)
 
     def predict(path: Path) -> tuple[dict, np.ndarray]:
         result = inferencer(str(path), return_vis=True)
         labels = np.asarray(result['predictions']).astype(np.uint8 if len(names) <= 256 else np.uint16)
-        file = maps / f'{path.name}.png'
-        cv2.imwrite(str(file), labels)
         shares = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
         found = {name: round(float(share), 4) for name, share in zip(names, shares, strict=True) if share}
-        return {'map': str(file.relative_to(args.out)), 'share_of_pixels': found}, result['visualization']
+        return {'map': write_map(labels, path, args.out), 'share_of_pixels': found}, result['visualization']
 
     return predict
 
 
-def classifier(args: argparse.Namespace) -> Callable[[Path], tuple[dict, np.ndarray]]:
+def classifier(args: argparse.Namespace, cfg: Config) -> Callable[[Path], tuple[dict, np.ndarray]]:
     from mmpretrain.apis import ImageClassificationInferencer
 
     inferencer = ImageClassificationInferencer(args.config, args.checkpoint, args.device)
@@ -119,7 +183,7 @@ def classifier(args: argparse.Namespace) -> Callable[[Path], tuple[dict, np.ndar
     def predict(path: Path) -> tuple[dict, np.ndarray]:
         (found,) = inferencer(str(path))
         found['pred_scores'] = [round(float(score), 5) for score in found['pred_scores']]
-        image = cv2.imread(str(path))[..., ::-1]
+        image = read_image(path)
         text = f'{found.get("pred_class", found["pred_label"])} {found["pred_score"]:.2f}'
         place, font, scale = (8, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7
         for colour, width in (((0, 0, 0), 4), ((255, 255, 255), 1)):
@@ -148,7 +212,7 @@ def main() -> None:
     if args.device != 'cpu':
         check_operators(cfg.model)
     check_checkpoint(cfg, args.checkpoint)
-    predict = KINDS[scope](args)
+    predict = KINDS[scope](args, cfg)
     pictures = args.out / 'pictures'
     pictures.mkdir(parents=True, exist_ok=True)
     results = []
@@ -156,10 +220,16 @@ def main() -> None:
         for path in tqdm(images, desc='predict', unit='image'):
             entry = {'image': str(path)}
             results.append(entry)
-            if cv2.imread(str(path)) is None:
-                entry['error'] = 'OpenCV does not read it'
+            try:
+                read_image(path)
+                found, picture = predict(path)
+            except (
+                Exception
+            ) as error:  # the libraries raise of all kinds, and the other images are to be predicted
+                entry['error'] = (
+                    str(error) if type(error) is ValueError else f'{type(error).__name__}: {error}'
+                )
                 continue
-            found, picture = predict(path)
             # Named by the whole file name: a.jpg and a.png are two images.
             drawn = pictures / f'{path.name}.png'
             cv2.imwrite(str(drawn), picture[..., ::-1])
@@ -168,8 +238,11 @@ def main() -> None:
         # What was predicted stays when a later image fails or the job is ended.
         (args.out / 'predictions.json').write_text(json.dumps(results))
     print(f'{len(results)} images: {args.out / "predictions.json"}, {pictures}')
-    if broken := [entry['image'] for entry in results if 'error' in entry]:
-        stop(f'{len(broken)} of {len(results)} images could not be read, the first is {broken[0]!r}')
+    if broken := [entry for entry in results if 'error' in entry]:
+        stop(
+            f'{len(broken)} of {len(results)} images could not be read or predicted, the first is '
+            f'{broken[0]["image"]!r}: {broken[0]["error"]}'
+        )
 
 
 if __name__ == '__main__':

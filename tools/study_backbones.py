@@ -1,6 +1,8 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """Backbones of tools/study.py beside HPViT and PlainViTPyramid: the plain ViT with other ways to a pyramid."""
 
+from copy import deepcopy
+
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from mmseg.models.necks import Feature2Pyramid
@@ -8,6 +10,9 @@ from torch import Tensor, nn
 
 from mmhpvit import PlainViTPyramid, TwoScaleViT
 from mmhpvit.hpvit import upsample
+from mmhpvit.layouts import named_layout
+from mmhpvit.options import STRIDES
+from mmhpvit.stages import Stage
 
 
 @MODELS.register_module()
@@ -61,6 +66,34 @@ class BlocksPlainViT(PlainViTPyramid):
     def _map(self, parts: list[Tensor], h: int, w: int) -> Tensor:
         tokens = parts[0][:, self.num_prefix_tokens :]  # one sequence an image, so one part
         return tokens.transpose(1, 2).unflatten(2, (h, w))
+
+
+@MODELS.register_module()
+class JoinedViT(PlainViTPyramid):
+    """The pyramid of several depths, to whose maps at 1/4 and 1/8 those of TwoScaleViT are added."""
+
+    def __init__(self, *args, fine_depths: tuple[int, int], **kwargs) -> None:
+        super().__init__(*args, after=(3, 6, 9, 12), **kwargs)
+        self.fine = [
+            Stage(stride, 0, depth, named_layout('grid', 1, self.patch // stride))
+            for stride, depth in zip(STRIDES, fine_depths, strict=False)
+        ]
+        for i in range(len(self.fine)):
+            self.out_norms[str(4 + i)] = deepcopy(self.out_norms['0'])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Maps at 1/4 to 1/32."""
+        found = self._maps_after(self.after, x)
+        outs = []
+        for i, stride in enumerate(STRIDES):
+            size = [-(-side // stride) for side in x.shape[-2:]]
+            level = self.pyramid[str(i)](self.out_norms[str(i)](found[self.after[i]]).permute(0, 3, 1, 2))
+            level = level[:, :, : size[0], : size[1]]
+            if i < len(self.fine):
+                tokens, _ = self._run_stage(self.fine[i], *self._embed(x, stride))
+                level = level + self.out_norms[str(4 + i)](tokens).permute(0, 3, 1, 2)
+            outs.append(level.contiguous())
+        return tuple(outs)
 
 
 class _Enlarging(TwoScaleViT):

@@ -5,7 +5,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from checks.data import check_data
+from checks.data import check_data, inner_datasets
 from checks.model import check_operators
 from checks.weights import check_checkpoint
 from launch import add_common_options, build_runner, leave_processes, load_config, stop
@@ -19,6 +19,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint that training wrote, or its URL')
     parser.add_argument('--out', help='file (.pkl) that the predictions go to')
+    parser.add_argument(
+        '--tta', action='store_true', help="test-time augmentation: the config's tta_model, tta_pipeline"
+    )
     parser.add_argument('--show-dir', help='folder that pictures with drawn predictions go to')
     add_common_options(parser)
     return parser.parse_args()
@@ -39,6 +42,16 @@ def draw_into(cfg: Config, folder: str) -> None:
         cfg.visualizer.save_dir = folder
     else:
         hook.update(enable=True, interval=1, out_dir=folder)
+
+
+def augment(cfg: Config) -> None:
+    """Let the config's model predict on the images as its test-time augmentation changes them."""
+    for name in ('tta_model', 'tta_pipeline'):
+        if name not in cfg:
+            stop(f"--tta: the config has no {name}; mmseg's configs/_base_ have one to copy")
+    for _, dataset in inner_datasets(cfg.test_dataloader.dataset, 'test_dataloader.dataset'):
+        dataset.pipeline = cfg.tta_pipeline
+    cfg.model = dict(cfg.tta_model, module=cfg.model)
 
 
 class DumpMaps(DumpResults):
@@ -74,6 +87,8 @@ def main() -> None:
     check_operators(cfg.model)
     check_checkpoint(cfg, args.checkpoint)
     cfg.load_from = args.checkpoint
+    if args.tta:
+        augment(cfg)
     # Else FlexibleRunner fetches the weights that training starts from.
     cfg.init_weights_for_test_or_val = False
     if args.show_dir:

@@ -13,7 +13,7 @@ from checks.schedule import (
     warn_of_length,
     warn_of_warm_up,
 )
-from checks.weights import check_plain_weights, check_weights, warn_of_normalisation
+from checks.weights import check_plain_weights, check_start, check_weights, warn_of_normalisation
 from launch import add_common_options, build_runner, latest_checkpoint, leave_processes, load_config, stop
 
 from mmhpvit import SkipTrainedData
@@ -66,6 +66,7 @@ def main() -> None:
     check_save_best(cfg)
     check_data(cfg, 'train_dataloader', *(['val_dataloader'] if cfg.get('val_cfg') is not None else []))
     check_num_classes(cfg)
+    check_start(cfg)
     check_plain_weights(cfg)
     runner = build_runner(cfg)
     runner.register_hook(SkipTrainedData())

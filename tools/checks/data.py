@@ -13,20 +13,22 @@ from mmengine.fileio import list_dir_or_file
 
 # As torchrun, srun and mpirun tell it.
 LOCAL_RANKS = ('SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK', 'LOCAL_RANK')
+# mmpretrain's data sets that have a folder of the split's name, and those that fetch what is not there.
+SPLIT_IS_FOLDER = ('ImageNet', 'ImageNet21k')
+DOWNLOADED = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
 
 
 def check_data(cfg: Config, *loaders: str) -> None:
     """Stop where a local annotation file or folder is not there or does not fit, before anything is built."""
     missing, options, found = [], [], []
     for loader in filter(cfg.get, loaders):
-        for key, dataset in _datasets(cfg[loader].get('dataset', {}), f'{loader}.dataset'):
+        for key, dataset in inner_datasets(cfg[loader].get('dataset', {}), f'{loader}.dataset'):
             root = dataset.get('data_root') or ''
             prefix = dataset.get('data_prefix') or {}
             prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
             paths = [dataset.get('ann_file'), *prefixes]
             paths = [os.path.join(root, path) for path in paths if isinstance(path, str) and path]
-            # ImageNet's are found by the split, or by the folders of the classes.
-            paths = paths or ([os.path.join(root, dataset.get('split') or '')] if root else [])
+            paths = paths or _paths_of_split(dataset)
             missing += [(f'{key}', path) for path in missing_paths(paths, dataset)]
             options.append(f'{key}.data_root=FOLDER')
             found.append((key, dataset))
@@ -49,6 +51,14 @@ def check_data(cfg: Config, *loaders: str) -> None:
             _check_suffix(key, dataset)
 
 
+def _paths_of_split(dataset: ConfigDict) -> list[str]:
+    """What is to be there of a data set that names neither files nor folders: it knows them by its split."""
+    kind, root = str(dataset.get('type')).rpartition('.')[2], dataset.get('data_root')
+    if not root or (kind in DOWNLOADED and dataset.get('download', True)):
+        return []
+    return [os.path.join(root, (dataset.get('split') or '') if kind in SPLIT_IS_FOLDER else '')]
+
+
 def missing_paths(paths: list[str], node: ConfigDict) -> list[str]:
     """The paths that are local and not there; storage of another kind is left to its own reader."""
     if node.get('backend_args'):
@@ -64,7 +74,7 @@ def first_of_the_machine() -> bool:
 def train_datasets(cfg: Config) -> list[tuple[str, ConfigDict]]:
     """The data sets that are trained on, and where the config has them."""
     loader = cfg.get('train_dataloader') or {}
-    return list(_datasets(loader.get('dataset') or {}, 'train_dataloader.dataset'))
+    return list(inner_datasets(loader.get('dataset') or {}, 'train_dataloader.dataset'))
 
 
 def named_classes(dataset: ConfigDict) -> list[str] | None:
@@ -133,12 +143,12 @@ def _categories(path: str, key: str) -> list[str]:
         stop(f"{path} is no whole file in COCO's format ({what}; {key}.ann_file); it may be cut off")
 
 
-def _datasets(dataset: ConfigDict, key: str) -> Iterator[tuple[str, ConfigDict]]:
+def inner_datasets(dataset: ConfigDict, key: str) -> Iterator[tuple[str, ConfigDict]]:
     """The datasets inside wrappers such as RepeatDataset and ConcatDataset, with their config keys."""
     if 'dataset' in dataset:
-        yield from _datasets(dataset['dataset'], f'{key}.dataset')
+        yield from inner_datasets(dataset['dataset'], f'{key}.dataset')
     elif 'datasets' in dataset:
         for i, inner in enumerate(dataset['datasets']):
-            yield from _datasets(inner, f'{key}.datasets.{i}')
+            yield from inner_datasets(inner, f'{key}.datasets.{i}')
     else:
         yield key, dataset

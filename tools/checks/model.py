@@ -58,7 +58,7 @@ def _registered(root: Registry, name: str, library: str) -> type | None:
 def check_num_classes(cfg: Config) -> None:
     """Stop where a head has another number of classes than the training data."""
     for key, dataset in train_datasets(cfg):
-        named = _classes(dataset, cfg.get('default_scope') or 'mmengine')
+        named = known_classes(dataset, cfg.get('default_scope') or 'mmengine')
         classes = named.get('classes')
         if not classes:
             continue
@@ -104,14 +104,14 @@ def _check_one_class(name: str, head: ConfigDict, data: str) -> None:
         )
 
 
-def _classes(dataset: ConfigDict, library: str) -> dict:
+def known_classes(dataset: ConfigDict, library: str) -> dict:
     """Names of the classes of a data set: the config's, or its type's own; none where it tells them by its files.
 
     Panoptic data has ``thing_classes`` as well, the part of them that boxes and masks are of.
     """
     named = named_classes(dataset)
     if named is not None:
-        return dict(classes=named)
+        return dict(dataset.metainfo, classes=named)
     kind = dataset.get('type')
     kind = _registered(DATASETS, kind, library) if isinstance(kind, str) else kind
     return getattr(kind, 'METAINFO', None) or {}

@@ -10,7 +10,7 @@ from checks.model import own_backbone
 
 def check_amp(cfg: Config) -> None:
     """Stop where mixed precision is asked for on a machine without a GPU."""
-    kind = cfg.optim_wrapper.get('type')
+    kind = (cfg.get('optim_wrapper') or {}).get('type')
     if kind == 'AmpOptimWrapper' and not torch.cuda.is_available():
         stop(
             "the config trains with optim_wrapper.type='AmpOptimWrapper', which needs a GPU, and none is "

@@ -4,6 +4,7 @@
 import ast
 import copy
 import inspect
+import pickle
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from launch import stop, warn
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor
 
 from checks.data import first_of_the_machine, missing_paths
 from checks.model import own_backbone
@@ -44,6 +46,69 @@ def _is_ours(init_cfg: object) -> bool:
     return isinstance(init_cfg, dict) and init_cfg.get('type') == 'PlainViT'
 
 
+def check_start(cfg: Config) -> None:
+    """Stop where the checkpoint to go on or to start from cannot be read, or holds no such backbone. Once a machine.
+
+    mmengine would start with random weights in place of what it does not find, or fail after all is built.
+    """
+    path = cfg.get('load_from')
+    options = copy.deepcopy(cfg.model.get('backbone') or {})
+    kind = own_backbone(options.pop('type', None))
+    if not path or '://' in path or not _reads_as_data() or not first_of_the_machine():
+        return
+    if Path(path).is_dir():
+        if 'runner_type' not in cfg:  # some strategies of FlexibleRunner write folders
+            stop(f'{path} is a folder: expected one of the checkpoints in it')
+        return
+    checkpoint = _read(path)
+    if cfg.get('resume') and not {'meta', 'state_dict'} <= checkpoint.keys():
+        stop(f'{path} is no checkpoint of a training to go on with; to start from its weights set load_from')
+    if kind is None:
+        return
+    with torch.device('meta'):
+        own = {f'backbone.{name}': value for name, value in kind(**options).state_dict().items()}
+    found = _weights_in(checkpoint)
+    other = [name for name in own if name not in found or found[name].shape != own[name].shape]
+    if len(other) == len(own):
+        stop(
+            f'{path} holds nothing of model.backbone; weights of a plain ViT go into '
+            'model.backbone.init_cfg.checkpoint and not into load_from'
+        )
+    if cfg.get('resume') and other:
+        stop(
+            f'{path} is of another model.backbone: {len(other)} weights missing or of another shape ({other[0]}, ...); '
+            'training writes its config beside its checkpoints'
+        )
+
+
+def _reads_as_data() -> bool:
+    """Whether this torch reads a checkpoint of mmengine without executing what is in it."""
+    return tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 6)
+
+
+def _read(path: str) -> dict:
+    """What a checkpoint holds; nothing in it is executed."""
+    import mmhpvit  # noqa: F401 (what mmengine's checkpoints hold may be read)
+
+    try:
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        stop(f'{path} cannot be read as a checkpoint ({reason}); it may be cut off')
+    if not isinstance(checkpoint, dict):
+        stop(f'{path} holds a {type(checkpoint).__name__}: expected a dict of weights')
+    return checkpoint
+
+
+def _weights_in(checkpoint: dict) -> dict[str, Tensor]:
+    return _named(checkpoint.get('state_dict', checkpoint))
+
+
+def _named(state: dict) -> dict:
+    """Weights by their names in the model itself, without that of a wrapper."""
+    return {re.sub(r'^module\.', '', key): value for key, value in state.items()}
+
+
 def check_plain_weights(cfg: Config) -> None:
     """Stop where a local file of plain ViT weights is not of the backbone's ViT. Once a machine."""
     from mmhpvit.plain import build_plain_vit
@@ -70,23 +135,19 @@ def check_checkpoint(cfg: Config, path: str) -> None:
 
     The model is built without memory for its weights where it can be. URLs are left to mmengine.
     """
-    # Before torch 2.6 a checkpoint of mmengine is not read as data.
-    if '://' in path or tuple(map(int, torch.__version__.split('.')[:2])) < (2, 6):
+    if '://' in path or not _reads_as_data():
         return
-    import mmhpvit  # noqa: F401 (what its checkpoints hold may be read)
-
-    checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    state = checkpoint.get('state_dict', checkpoint)
+    checkpoint = _read(path)
+    found = _weights_in(checkpoint)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = copy.deepcopy(cfg.model)
     if cfg.get('data_preprocessor') and not model.get('data_preprocessor'):
         model.data_preprocessor = cfg.data_preprocessor
     try:
         with torch.device('meta'):
-            own = MODELS.build(model).state_dict()
+            own = _named(MODELS.build(model).state_dict())
     except (RuntimeError, NotImplementedError):  # Swin and others read values while they are built
-        own = MODELS.build(model).state_dict()
-    found = {re.sub(r'^module\.', '', key): value for key, value in state.items()}
+        own = _named(MODELS.build(model).state_dict())
     missing = [key for key in own if key not in found]
     wrong = [key for key in own if key in found and found[key].shape != own[key].shape]
     unknown = [key for key in found if key not in own]
@@ -95,14 +156,14 @@ def check_checkpoint(cfg: Config, path: str) -> None:
             f'{path} holds no detector, segmenter or classifier: no name begins with backbone.; weights of a plain ViT '
             'go into model.backbone.init_cfg.checkpoint'
         )
-    if missing or wrong or unknown:
-        lists = dict(missing=missing, unknown=unknown) | {'of another shape': wrong}
-        text = ', '.join(
-            f'{len(keys)} weights {what} ({keys[0]}, ...)' for what, keys in lists.items() if keys
-        )
+    lists = dict(missing=missing, unknown=unknown) | {'of another shape': wrong}
+    text = ', '.join(f'{len(keys)} weights {what} ({keys[0]}, ...)' for what, keys in lists.items() if keys)
+    if missing or wrong or any(key.startswith('backbone.') for key in unknown):
         stop(
             f'{path} is not of this config, which has {text}; training writes its config beside its checkpoints'
         )
+    if unknown:
+        warn(f'{path} has more than this config, {text}; they are left out')
     _warn_of_other_options(cfg, path, (checkpoint.get('meta') or {}).get('cfg'))
 
 
@@ -114,7 +175,8 @@ def _warn_of_other_options(cfg: Config, path: str, trained: str | None) -> None:
         path: Of the checkpoint.
         trained: The config that mmengine wrote into it; it is read and not run. None where there is none.
     """
-    now = _all_options(cfg.model.get('backbone') or {})
+    model = cfg.model.get('module') or cfg.model  # test-time augmentation wraps the model
+    now = _all_options(model.get('backbone') or {})
     if now is None or not trained:
         return
     try:
