@@ -101,10 +101,10 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg.launcher = args.launcher
     for key in args.cfg_options or {}:
         name = key.partition('.')[0]
+        if name in OLD_SETTINGS:  # which mmseg's configs still have, as a part of others
+            stop(f'--cfg-options {key}: nothing reads {name!r} since mmcv 2; set {OLD_SETTINGS[name]}')
         if name in cfg or name in KNOWN_SETTINGS:
             continue
-        if name in OLD_SETTINGS:
-            stop(f'--cfg-options {key}: nothing reads {name!r} since mmcv 2; set {OLD_SETTINGS[name]}')
         close = get_close_matches(name, list(cfg), n=1, cutoff=0.85)
         if close:
             stop(f'--cfg-options {key}: the config has no {name!r}; did you mean {close[0]!r}?')

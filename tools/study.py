@@ -51,15 +51,12 @@ FROZEN = [
     f'{HPVIT}:pooling=pick',
     f'{HPVIT}:picked=0.5',
     f'{HPVIT}:grid_spacing=(2,2,1,1)',
-    f'{TWO_SCALE}:fine_depths=(0,2)',
-    f'{TWO_SCALE}:fine_depths=(1,1):grid_spacing=2',
     f'{PLAIN}:early=(0,3,9,0)',
     f'{PLAIN}:early=(1,2,9,0)',
     f'{PLAIN}:early=(2,2,8,0)',
     f'{HPVIT}:{QUARTERS}',
     f'{HPVIT}:depths=(0,3,9,0):{QUARTERS}',
     f'{HPVIT}:depths=(0,3,9,0):pooling=pick:{QUARTERS}',
-    f'{HPVIT}:depths=(0,3,9,0):picked=0.5:{QUARTERS}',
     f'{HPVIT}:depths=(0,2,10,0):pooling=pick:{QUARTERS}',
     f'{HPVIT}:attention=global',  # takes longest
 ]
