@@ -272,7 +272,8 @@ def main() -> None:
     else:
         print(f'Attention is not drawn: the blocks of {backbone.plain} do not show theirs')
     if args.checkpoint:
-        _, picture = KINDS[read_config(args.config).default_scope](args)(args.image)
+        cfg = read_config(args.config)
+        _, picture = KINDS[cfg.default_scope](args, cfg)(args.image)
         cv2.imwrite(str(args.out / 'prediction.png'), picture[..., ::-1])
         print(args.out / 'prediction.png')
 
