@@ -22,6 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
+from .namings import without_wrappers
+
 # An archive that unpacks to more than this many times its size, and a gigabyte, is there to fill the memory.
 _MOST_COMPRESSED, _ALLOWANCE = 10, 10**9
 # A hash in a file name, as torch hub has it; digits alone are a date, the end of a UUID is none.
@@ -38,7 +40,8 @@ def read_checkpoint(location: str) -> dict[str, Tensor]:
 
     Returns:
         Names and CPU tensors. Names in dicts within the file have the keys of those before them:
-        ``{'model': {'pos_embed': ...}}`` gives ``model.pos_embed``.
+        ``{'model': {'pos_embed': ...}}`` gives ``model.pos_embed``. Names have no wrappers of compiled, recomputed or
+        sharded modules.
 
     Raises:
         FileNotFoundError: No such file.
@@ -199,12 +202,24 @@ _AGAIN = '; it may be cut off or not a checkpoint at all: download it again and 
 def _unwrap(content: object, location: str) -> dict[str, Tensor]:
     weights = _flattened(content) if isinstance(content, dict) else {}
     if weights:
-        return weights
+        return _unwrapped(weights, location)
     keys = list(content)[:8] if isinstance(content, dict) else type(content).__name__
     raise ValueError(
         f'checkpoint {location!r} holds no dict of weights: expected names with tensors, bare or under a '
         f'key such as model, state_dict or teacher; found {keys}'
     )
+
+
+def _unwrapped(weights: dict[str, Tensor], location: str) -> dict[str, Tensor]:
+    """The weights by their names without those of wrappers; refuses two of one name."""
+    found = {without_wrappers(name): tensor for name, tensor in weights.items()}
+    if len(found) < len(weights):
+        name = next(name for name in weights if without_wrappers(name) != name)
+        raise ValueError(
+            f'checkpoint {location!r} has {name} and {without_wrappers(name)}: expected one of them; save the '
+            'state_dict that is meant alone'
+        )
+    return found
 
 
 def _flattened(content: dict, prefix: str = '') -> dict[str, Tensor]:
@@ -213,14 +228,10 @@ def _flattened(content: dict, prefix: str = '') -> dict[str, Tensor]:
         if not isinstance(key, str):
             continue
         if isinstance(value, Tensor):
-            weights[_WRAPPERS.sub('', prefix + key)] = value
+            weights[prefix + key] = value
         elif isinstance(value, dict):
             weights |= _flattened(value, f'{prefix}{key}.')
     return weights
-
-
-# What torch.compile, activation checkpointing and sharding put between the names of modules.
-_WRAPPERS = re.compile(r'(?<![^.])(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.')
 
 
 def _check_sizes(weights: dict[str, Tensor], location: str) -> None:

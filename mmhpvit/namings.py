@@ -149,8 +149,9 @@ _PREFERRED = (
 # one, counts as none, since timm and Hugging Face take the encoder beside it.
 _GENERIC = ('encoder', 'model', 'state_dict')
 _AVERAGE = re.compile(r'(^|_)(ema|swa|average|averaged|shadow|momentum|teacher)(_|$)', re.IGNORECASE)
-# mmengine's EMAHook saves the averages as the state dict, and under this name what they are averages of.
-_AVERAGED_BY_MMENGINE = 'ema_state_dict.module.'
+# mmengine's EMAHook saves the averages as the state dict, and in this place what they are averages of, with its count.
+_AVERAGED_BY_MMENGINE = 'ema_state_dict.'
+_COUNT_OF_MMENGINE = f'{_AVERAGED_BY_MMENGINE}steps'
 
 # What files of plain ViTs carry beside the body, by timm's names, and why it is left out.
 NOT_OF_THE_BODY = (
@@ -204,8 +205,8 @@ def find_encoder(names: Iterable[str], source: str | None, location: str) -> tup
             f'checkpoint {location!r} is not a plain ViT that can be told by its names; its first are '
             f'{names[:5]}; give the file of a ViT, or rename its weights as timm has them'
         )
-    if any(prefix.startswith('state_dict.') for _, prefix in found):
-        found = [f for f in found if not f[1].startswith(_AVERAGED_BY_MMENGINE)]
+    if _COUNT_OF_MMENGINE in names:
+        found = [f for f in found if not f[1].startswith(_AVERAGED_BY_MMENGINE)] or found
     for word in _PREFERRED:
         found = [f for f in found if word in f[1].lower().split('.')] or found
     if not any(_AVERAGE.search(part) for _, prefix in found for part in prefix.split('.')):
@@ -228,6 +229,15 @@ def names_under(weights: dict[str, Tensor], prefix: str, others: list[str]) -> d
         for name, tensor in weights.items()
         if name.startswith(prefix) and not (within and name.startswith(within))
     }
+
+
+# What torch.compile, activation checkpointing and sharding put between the names of modules.
+_WRAPPERS = ('_orig_mod', '_checkpoint_wrapped_module', '_fsdp_wrapped_module')
+
+
+def without_wrappers(name: str) -> str:
+    """The name of a weight where no module is wrapped: ``blocks.0.norm1.bias`` of ``blocks.0._orig_mod.norm1.bias``."""
+    return '.'.join(part for part in name.split('.') if part not in _WRAPPERS)
 
 
 def _has_blocks(naming: Naming, prefix: str, names: list[str]) -> bool:

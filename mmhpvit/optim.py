@@ -8,8 +8,8 @@ from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
-# What torch.compile and activation checkpointing put into parameter names.
-_WRAPPERS = ('_orig_mod', '_checkpoint_wrapped_module')
+from .namings import without_wrappers
+
 # Learned positions (absolute, tables or axes of relative ones, frequencies), and prefix tokens.
 _NO_DECAY = (
     *('pos_embed', 'relative_position_bias_table', 'rel_pos_h', 'rel_pos_w', 'freqs'),
@@ -92,7 +92,7 @@ class LayerIdDecayConstructor(DefaultOptimWrapperConstructor):
         for name, param in model.named_parameters():
             if not param.requires_grad:
                 continue
-            clean = _without_wrappers(name)
+            clean = without_wrappers(name)
             scale = self.decay_rate ** _distance_to_top(clean, backbones)
             undecayed = param.ndim <= 1 or clean.rpartition('.')[2] in _NO_DECAY
             lr, decay = self._scaled(clean, scale, 0.0 if undecayed else 1.0)
@@ -128,13 +128,9 @@ class LayerIdDecayConstructor(DefaultOptimWrapperConstructor):
         print_log('Parameter groups:\n' + '\n'.join(lines), logger='current')
 
 
-def _without_wrappers(name: str) -> str:
-    return '.'.join(part for part in name.split('.') if part not in _WRAPPERS)
-
-
 def _modules_with_layer_id(model: nn.Module) -> dict[str, nn.Module]:
     found = {
-        _without_wrappers(name): module
+        without_wrappers(name): module
         for name, module in model.named_modules()
         if callable(getattr(type(module), 'layer_id', None))
     }

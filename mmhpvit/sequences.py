@@ -63,7 +63,8 @@ def run_blocks(
     return tokens, prefix
 
 
-_BY_MMENGINE = wrap_forward(lambda: None).__code__
+# By this the ``forward`` is known that mmengine's ``activation_checkpointing`` gives a module.
+_CODE_OF_MMENGINES_WRAPPER = wrap_forward(lambda: None).__code__
 
 
 def _refuse_outer_checkpointing(blocks: dict[int, nn.Module]) -> None:
@@ -71,7 +72,7 @@ def _refuse_outer_checkpointing(blocks: dict[int, nn.Module]) -> None:
     skip and where tokens are, would be that of the last call."""
     for index, block in blocks.items():
         own_forward = getattr(vars(block).get('forward'), '__code__', None)
-        if own_forward is _BY_MMENGINE or hasattr(block, '_checkpoint_wrapped_module'):
+        if own_forward is _CODE_OF_MMENGINES_WRAPPER or hasattr(block, '_checkpoint_wrapped_module'):
             raise ValueError(
                 f'blocks.{index} is wrapped for activation checkpointing; leave activation_checkpointing out and set '
                 'with_cp=True in model.backbone, which does it for all blocks'

@@ -53,6 +53,7 @@ def test_classes_in_a_file_and_data_of_other_kinds_pass(tmp_path):
     [
         (dict(type='ImageNet', split='train'), 'root/train'),
         (dict(type='mmpretrain.ImageNet', split='val'), 'root/val'),
+        (dict(type=type('ImageNet', (), {}), split='train'), 'root/train'),
         (dict(type='CUB', split='train'), None),
         (dict(type='CIFAR10', split='train', download=False), None),
         (dict(type='CUB', data_root='elsewhere'), 'elsewhere'),

@@ -650,10 +650,15 @@ def _vit_weights() -> dict[str, torch.Tensor]:
         # mmengine's EMAHook saves the averages as the state dict
         lambda w, other: {
             'state_dict': {f'backbone.{k}': v for k, v in w.items()},
-            'ema_state_dict': {f'module.backbone.{k}': v for k, v in other.items()},
+            'ema_state_dict': {f'module.backbone.{k}': v for k, v in other.items()}
+            | {'steps': torch.tensor(4)},
         },
         # Other trainers keep the averages under that name.
         lambda w, other: {'model': other, 'ema_state_dict': w},
+        lambda w, other: {
+            'state_dict': other,
+            'ema_state_dict': {f'module.{k}': v for k, v in w.items()} | {'n_averaged': torch.tensor(4)},
+        },
         lambda w, other: {'ema_state_dict': w},
         lambda w, other: {'model': other, 'EMA': w},
         lambda w, other: {'state_dict': other, 'shadow': w},
@@ -667,7 +672,7 @@ def _vit_weights() -> dict[str, torch.Tensor]:
     ],
     ids=[
         *('deit-ema', 'timm-ema', 'ema', 'deepspeed', 'ijepa', 'mocov3', 'lightning', 'mmengine-ema'),
-        *('others-ema', 'only-ema', 'upper-ema', 'shadow', 'wrapped-blocks'),
+        *('others-ema', 'torch-ema', 'only-ema', 'upper-ema', 'shadow', 'wrapped-blocks'),
     ],
 )
 def test_wrappers(wrap, tmp_path):
@@ -679,6 +684,13 @@ def test_wrappers(wrap, tmp_path):
     in_file = read_checkpoint(str(tmp_path / 'file.pth'))
     dropped = {name for name, _ in report.dropped}
     assert all(name in dropped for name in in_file if not name.startswith(report.prefix))
+
+
+def test_two_weights_of_one_name_are_refused(tmp_path):
+    weights = _vit_weights()
+    torch.save(weights | {f'_orig_mod.{k}': v for k, v in weights.items()}, tmp_path / 'both.pth')
+    with pytest.raises(ValueError, match=r'has _orig_mod\.\S+ and \S+: expected one of them'):
+        load('like_vit', tmp_path / 'both.pth')
 
 
 def test_of_two_encoders_the_file_must_say_which(tmp_path):

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -16,7 +17,7 @@ import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.structures import InstanceData, PixelData
 from pycocotools import mask as coco_mask
 from test_tools import DETECTOR, ROOT, SEGMENTER, env, run, train  # noqa: F401 (env is a fixture)
@@ -117,7 +118,7 @@ def test_images_that_fail_keep_no_other_from_being_predicted(images, tmp_path, m
     (images / os.fsdecode(b'gr\xfcn.jpg')).write_bytes(whole)
 
     def predictor(args, cfg):
-        def one(path):
+        def one(path, image):
             if path.name == 'a.jpg':
                 raise IndexError('index 1 is out of bounds')
             return dict(scores=[0.5]), np.zeros((8, 8, 3), np.uint8)
@@ -162,32 +163,39 @@ def test_panoptic_maps_are_written_in_cocos_colours(images, tmp_path, monkeypatc
     monkeypatch.setattr('mmdet.apis.DetInferencer', Inferencer)
     inner = dict(type='ConcatDataset', datasets=[dict(type='CocoPanopticDataset', pipeline=[])])
     args = SimpleNamespace(out=tmp_path, checkpoint='', device='cpu', score_thr=0.3)
-    found, _ = tool.detector(args, Config(dict(test_dataloader=dict(dataset=inner))))(images / 'a.png')
+    predict_one = tool.detector(args, Config(dict(test_dataloader=dict(dataset=inner))))
+    found, _ = predict_one(images / 'a.png', tool.read_image(images / 'a.png'))
     assert json.loads(json.dumps(found)) == dict(map='maps/a.png.png', classes=[])
     assert cv2.imread(str(tmp_path / found['map']))[0, 0].tolist() == [3, 2, 1]  # OpenCV has blue first
 
 
 def test_names_are_the_configs_where_a_checkpoint_has_none():
     def names(**dataset):
-        return tool.names_in(Config(dict(default_scope='mmseg', test_dataloader=dict(dataset=dataset))))
+        return tool.names_in(ConfigDict(dataset), 'mmseg')
 
     found = names(type='BaseSegDataset', metainfo=dict(classes=('a', 'b', 'c')))
     assert found['classes'] == ['a', 'b', 'c']
     assert np.shape(found['palette']) == (3, 3)
     own = dict(classes=('a',), palette=[[1, 2, 3]])
-    assert names(type='RepeatDataset', dataset=dict(type='BaseSegDataset', metainfo=own))['palette'] == [
-        [1, 2, 3]
-    ]
+    assert names(type='BaseSegDataset', metainfo=own)['palette'] == own['palette']
     assert len(names(type='ADE20KDataset')['classes']) == len(names(type='ADE20KDataset')['palette']) == 150
     with pytest.raises(SystemExit, match='neither the checkpoint nor the config has names of classes'):
         names(type='BaseSegDataset')
+
+
+def test_a_picture_that_cannot_be_written_is_said(tmp_path, monkeypatch):
+    image = np.zeros((4, 4), np.uint8)
+    assert tool.write_image(image, Path('a.jpg'), tmp_path, 'maps') == 'maps/a.jpg.png'
+    monkeypatch.setattr(cv2, 'imwrite', lambda *_: False)
+    with pytest.raises(OSError, match='cannot be written'):
+        tool.write_image(image, Path('b.jpg'), tmp_path, 'maps')
 
 
 def test_what_was_predicted_stays_when_the_job_is_ended(images, tmp_path, monkeypatch):
     """Slurm's time limit ends a job by SIGTERM, of which `finally` knows nothing by itself."""
 
     def predictor(args, cfg):
-        def one(path):
+        def one(path, image):
             if path.name == 'a.png':
                 os.kill(os.getpid(), signal.SIGTERM)
             return dict(scores=[0.5]), np.zeros((8, 8, 3), np.uint8)

@@ -26,13 +26,15 @@ from checks.model import check_operators, known_classes
 from checks.weights import check_checkpoint
 from launch import read_config, stop
 from mmcv import imfrombytes
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.infer import BaseInferencer
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 from tqdm import tqdm
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+# From a path and its image in RGB to entries of the JSON file and a picture in RGB.
+Predictor = Callable[[Path, np.ndarray], tuple[dict, np.ndarray]]
 DRAWN = 900  # pixels of the longer side that pictures with objects should have
 
 
@@ -60,27 +62,30 @@ def find_images(path: Path) -> list[Path]:
     return found
 
 
+class UnreadableError(ValueError):
+    """A file that is no image to OpenCV."""
+
+
 def read_image(path: Path) -> np.ndarray:
     """The image as the libraries' own readers have it, (H, W, 3) in RGB.
 
     Raises:
-        ValueError: It is no image, it is cut off, or OpenCV cannot take its name.
+        UnreadableError: It is no image, it is cut off, or OpenCV cannot take its name.
     """
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise ValueError('its name is no UTF-8') from None
+        raise UnreadableError('its name is no UTF-8') from None
     data = path.read_bytes()
     image = imfrombytes(data) if data else None
     if image is None:
-        raise ValueError('OpenCV does not read it')
+        raise UnreadableError('OpenCV does not read it')
     return image[..., ::-1]
 
 
-def names_in(cfg: Config) -> dict:
-    """Names and colours of the classes of the config's test data."""
-    _, dataset = next(inner_datasets(cfg.test_dataloader.dataset, 'test_dataloader.dataset'))
-    found = dict(known_classes(dataset, cfg.default_scope))
+def names_in(dataset: ConfigDict, library: str) -> dict:
+    """``classes`` and ``palette`` (RGB, 0 to 255) of a data set of the config; where it has no colours, some."""
+    found = dict(known_classes(dataset, library))
     if not found.get('classes'):
         stop(
             'neither the checkpoint nor the config has names of classes; set '
@@ -101,7 +106,7 @@ def naming(inferencer: type[BaseInferencer]) -> type[BaseInferencer]:
             checkpoint = checkpoint if 'state_dict' in checkpoint else dict(state_dict=checkpoint)
             meta = dict(checkpoint.get('meta') or {})
             if not meta.keys() & {'dataset_meta', 'CLASSES'}:
-                meta['dataset_meta'] = names_in(cfg)
+                meta['dataset_meta'] = names_in(cfg.test_dataloader.dataset, cfg.default_scope)
             super()._load_weights_to_model(model, dict(checkpoint, meta=meta), cfg)
 
     return Naming
@@ -114,18 +119,18 @@ def of_one_dataset(cfg: Config) -> Config:
     return cfg
 
 
-def detector(args: argparse.Namespace, cfg: Config) -> Callable[[Path], tuple[dict, np.ndarray]]:
+def detector(args: argparse.Namespace, cfg: Config) -> Predictor:
     from mmdet.apis import DetInferencer
 
     inferencer = naming(DetInferencer)(of_one_dataset(cfg), args.checkpoint, args.device, show_progress=False)
     names = inferencer.model.dataset_meta['classes']
 
-    def predict(path: Path) -> tuple[dict, np.ndarray]:
+    def predict(path: Path, image: np.ndarray) -> tuple[dict, np.ndarray]:
         (sample,) = inferencer(str(path), return_datasamples=True, no_save_vis=True)['predictions']
-        picture = draw_objects(inferencer.visualizer, read_image(path), sample, args.score_thr)
+        picture = draw_objects(inferencer.visualizer, image, sample, args.score_thr)
         found = inferencer.pred2dict(sample)
         if 'panoptic_seg' in found:
-            found['map'] = write_map(found.pop('panoptic_seg')[..., ::-1], path, args.out)
+            found['map'] = write_image(found.pop('panoptic_seg')[..., ::-1], path, args.out, 'maps')
         return found | {'classes': [names[label] for label in found.get('labels', ())]}, picture
 
     return predict
@@ -150,40 +155,49 @@ def draw_objects(
     return visualizer.get_image()
 
 
-def write_map(values: np.ndarray, path: Path, out: Path) -> str:
-    """Write what is found at each pixel of an image; the name of the file inside of ``out``."""
-    file = out / 'maps' / f'{path.name}.png'
+def write_image(values: np.ndarray, path: Path, out: Path, kind: str) -> str:
+    """Write a picture or map (H, W) or (H, W, 3) in BGR of the image at a path into a folder of its kind.
+
+    Returns:
+        The name of the file inside of ``out``: the image's whole one and .png, since a.jpg and a.png are two images.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    file = out / kind / f'{path.name}.png'
     file.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(file), values)
+    if not cv2.imwrite(str(file), values):
+        raise OSError(f'{file} cannot be written; is the disk full?')
     return str(file.relative_to(out))
 
 
-def segmenter(args: argparse.Namespace, cfg: Config) -> Callable[[Path], tuple[dict, np.ndarray]]:
+def segmenter(args: argparse.Namespace, cfg: Config) -> Predictor:
     from mmseg.apis import MMSegInferencer
 
     inferencer = naming(MMSegInferencer)(of_one_dataset(cfg), args.checkpoint, device=args.device)
     inferencer.show_progress = False
     names = inferencer.model.dataset_meta['classes']
 
-    def predict(path: Path) -> tuple[dict, np.ndarray]:
+    def predict(path: Path, image: np.ndarray) -> tuple[dict, np.ndarray]:
         result = inferencer(str(path), return_vis=True)
         labels = np.asarray(result['predictions']).astype(np.uint8 if len(names) <= 256 else np.uint16)
         shares = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
         found = {name: round(float(share), 4) for name, share in zip(names, shares, strict=True) if share}
-        return {'map': write_map(labels, path, args.out), 'share_of_pixels': found}, result['visualization']
+        return {'map': write_image(labels, path, args.out, 'maps'), 'share_of_pixels': found}, result[
+            'visualization'
+        ]
 
     return predict
 
 
-def classifier(args: argparse.Namespace, cfg: Config) -> Callable[[Path], tuple[dict, np.ndarray]]:
+def classifier(args: argparse.Namespace, cfg: Config) -> Predictor:
     from mmpretrain.apis import ImageClassificationInferencer
 
     inferencer = ImageClassificationInferencer(args.config, args.checkpoint, args.device)
 
-    def predict(path: Path) -> tuple[dict, np.ndarray]:
+    def predict(path: Path, image: np.ndarray) -> tuple[dict, np.ndarray]:
         (found,) = inferencer(str(path))
         found['pred_scores'] = [round(float(score), 5) for score in found['pred_scores']]
-        image = read_image(path)
         text = f'{found.get("pred_class", found["pred_label"])} {found["pred_score"]:.2f}'
         place, font, scale = (8, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7
         for colour, width in (((0, 0, 0), 4), ((255, 255, 255), 1)):
@@ -213,31 +227,24 @@ def main() -> None:
         check_operators(cfg.model)
     check_checkpoint(cfg, args.checkpoint)
     predict = KINDS[scope](args, cfg)
-    pictures = args.out / 'pictures'
-    pictures.mkdir(parents=True, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
     results = []
     try:
         for path in tqdm(images, desc='predict', unit='image'):
             entry = {'image': str(path)}
             results.append(entry)
             try:
-                read_image(path)
-                found, picture = predict(path)
-            except (
-                Exception
-            ) as error:  # the libraries raise of all kinds, and the other images are to be predicted
-                entry['error'] = (
-                    str(error) if type(error) is ValueError else f'{type(error).__name__}: {error}'
-                )
-                continue
-            # Named by the whole file name: a.jpg and a.png are two images.
-            drawn = pictures / f'{path.name}.png'
-            cv2.imwrite(str(drawn), picture[..., ::-1])
-            entry |= {'picture': str(drawn.relative_to(args.out))} | found
+                found, picture = predict(path, read_image(path))
+                entry |= {'picture': write_image(picture[..., ::-1], path, args.out, 'pictures')} | found
+            except UnreadableError as error:
+                entry['error'] = str(error)
+            except Exception as error:
+                # The libraries raise all kinds of them, and the other images are to be predicted.
+                entry['error'] = f'{type(error).__name__}: {error}'
     finally:
         # What was predicted stays when a later image fails or the job is ended.
         (args.out / 'predictions.json').write_text(json.dumps(results))
-    print(f'{len(results)} images: {args.out / "predictions.json"}, {pictures}')
+    print(f'{len(results)} images: {args.out / "predictions.json"}, {args.out / "pictures"}')
     if broken := [entry for entry in results if 'error' in entry]:
         stop(
             f'{len(broken)} of {len(results)} images could not be read or predicted, the first is '

@@ -48,7 +48,9 @@ def augment(cfg: Config) -> None:
     """Let the config's model predict on the images as its test-time augmentation changes them."""
     for name in ('tta_model', 'tta_pipeline'):
         if name not in cfg:
-            stop(f"--tta: the config has no {name}; mmseg's configs/_base_ have one to copy")
+            stop(
+                f"--tta: the config has no {name}; mmdet's rtmdet_tta.py and mmseg's configs/_base_ have one to copy"
+            )
     for _, dataset in inner_datasets(cfg.test_dataloader.dataset, 'test_dataloader.dataset'):
         dataset.pipeline = cfg.tta_pipeline
     cfg.model = dict(cfg.tta_model, module=cfg.model)

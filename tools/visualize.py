@@ -23,7 +23,7 @@ from launch import read_config, stop
 from matplotlib import pyplot as plt
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
-from predict import KINDS
+from predict import KINDS, UnreadableError, read_image
 from torch import Tensor, nn
 
 from mmhpvit import HPViT, PlainViTPyramid
@@ -95,14 +95,11 @@ def plain_twin(backbone: HPViT) -> HPViT | None:
     return plain
 
 
-def read_image(path: Path, max_side: int) -> np.ndarray:
-    """RGB, (H, W, 3)."""
-    image = cv2.imread(str(path))
-    if image is None:
-        stop(f'{str(path)!r} is no image that OpenCV reads')
+def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
+    """An image (H, W, 3) with sides of at most so many pixels."""
     scale = min(1.0, max_side / max(image.shape[:2]))
     size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
-    return np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA)[..., ::-1])
+    return cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_AREA)
 
 
 def place_of(text: str | None, size: tuple[int, int], drawn: tuple[int, int]) -> tuple[int, int]:
@@ -257,9 +254,12 @@ def main() -> None:
     for name in (args.image, args.config, args.checkpoint):
         if name and not Path(name).is_file():
             stop(f'{str(name)!r} does not exist')
-    image = read_image(args.image, args.max_side)
-    height, width = image.shape[:2]
-    point = place_of(args.point, cv2.imread(str(args.image)).shape[:2], (height, width))
+    try:
+        whole = read_image(args.image)
+    except UnreadableError as error:
+        stop(f'{str(args.image)!r}: {error}')
+    image = shrink(whole, args.max_side)
+    point = place_of(args.point, whole.shape[:2], image.shape[:2])
     backbone, plain, mean, std = load_backbones(args)
     x = (torch.from_numpy(image).permute(2, 0, 1)[None].float() - mean) / std
     args.out.mkdir(parents=True, exist_ok=True)
@@ -273,7 +273,7 @@ def main() -> None:
         print(f'Attention is not drawn: the blocks of {backbone.plain} do not show theirs')
     if args.checkpoint:
         cfg = read_config(args.config)
-        _, picture = KINDS[cfg.default_scope](args, cfg)(args.image)
+        _, picture = KINDS[cfg.default_scope](args, cfg)(args.image, whole)
         cv2.imwrite(str(args.out / 'prediction.png'), picture[..., ::-1])
         print(args.out / 'prediction.png')
 

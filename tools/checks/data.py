@@ -53,7 +53,8 @@ def check_data(cfg: Config, *loaders: str) -> None:
 
 def _paths_of_split(dataset: ConfigDict) -> list[str]:
     """What is to be there of a data set that names neither files nor folders: it knows them by its split."""
-    kind, root = str(dataset.get('type')).rpartition('.')[2], dataset.get('data_root')
+    kind, root = dataset.get('type'), dataset.get('data_root')
+    kind = kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', None)
     if not root or (kind in DOWNLOADED and dataset.get('download', True)):
         return []
     return [os.path.join(root, (dataset.get('split') or '') if kind in SPLIT_IS_FOLDER else '')]

@@ -49,8 +49,10 @@ def check_library(cfg: Config) -> None:
     stop(f'model.type={kind!r}: {scope} has no such model; is its module in custom_imports?')
 
 
-def _registered(root: Registry, name: str, library: str) -> type | None:
-    """What a library calls by a name."""
+def _registered(root: Registry, name: str | type | None, library: str) -> type | None:
+    """What a library calls by a name; a class, which configs in pure Python have, is itself."""
+    if not isinstance(name, str):
+        return name
     with root.switch_scope_and_registry(library) as registry:
         return registry.get(name)
 
@@ -112,8 +114,7 @@ def known_classes(dataset: ConfigDict, library: str) -> dict:
     named = named_classes(dataset)
     if named is not None:
         return dict(dataset.metainfo, classes=named)
-    kind = dataset.get('type')
-    kind = _registered(DATASETS, kind, library) if isinstance(kind, str) else kind
+    kind = _registered(DATASETS, dataset.get('type'), library)
     return getattr(kind, 'METAINFO', None) or {}
 
 
@@ -179,12 +180,7 @@ def _check_channels(cfg: Config, width: int, levels: int, plain: str) -> None:
         names = 'decode_head', 'auxiliary_head', 'panoptic_head', 'head'
         parts = [part for name in names for part in _listed(model.get(name), f'model.{name}')]
     for key, part in parts:
-        kind = part.get('type')
-        kind = (
-            _registered(MODELS, kind, cfg.get('default_scope') or 'mmengine')
-            if isinstance(kind, str)
-            else kind
-        )
+        kind = _registered(MODELS, part.get('type'), cfg.get('default_scope') or 'mmengine')
         if kind and kind.__module__.partition('.')[0] not in LIBRARIES:
             continue
         given = part.get('in_channels')

@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 import re
+import zipfile
 from pathlib import Path
 
 import torch
@@ -91,7 +92,8 @@ def _read(path: str) -> dict:
     import mmhpvit  # noqa: F401 (what mmengine's checkpoints hold may be read)
 
     try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        # Of weights in a zip archive only names and shapes are looked at, so that they need not be in memory.
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         stop(f'{path} cannot be read as a checkpoint ({reason}); it may be cut off')
