@@ -14,8 +14,8 @@ from pathlib import Path
 import timm
 from timm.models import get_arch_pretrained_cfgs
 
-from mmhpvit.inspection import PLAIN_FILES, build_one_block
-from mmhpvit.positions import positions_of
+from mmhpvit.checkpoints.inspection import PLAIN_FILES, build_one_block
+from mmhpvit.layers.block_adapters import positions_of
 
 README = Path(__file__).resolve().parents[1] / 'README.md'
 START, END = '<!-- families -->\n', '<!-- /families -->'

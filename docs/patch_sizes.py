@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from mmhpvit.embed import resize_kernel
-from mmhpvit.plain import build_plain_vit
-from mmhpvit.weights import plain_weights
+from mmhpvit.backbones.timm_vit import build_plain_vit
+from mmhpvit.checkpoints.load import plain_weights
+from mmhpvit.layers.patch_embed import resize_kernel
 
 
 def bicubic(kernel: Tensor, size: int) -> Tensor:

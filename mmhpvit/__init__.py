@@ -5,17 +5,17 @@ Importing this package registers its modules in mmengine's root registries, wher
 mmpretrain find them.
 """
 
-from . import norms as norms
-from .hpvit import HPViT
-from .inspection import Inspection, inspect_checkpoint
-from .optim import LayerIdDecayConstructor
-from .pyramid import PlainViTPyramid
-from .report import LoadReport
-from .resuming import SkipTrainedData
-from .safe_loading import allow_mmengine_checkpoints
-from .sharding import ShardedStrategy
-from .two_scale import TwoScaleViT
-from .weights import PlainViTInit, load_plain_weights
+from .backbones.hpvit import HPViT
+from .backbones.plain_vit import PlainViTPyramid
+from .backbones.two_scale_vit import TwoScaleViT
+from .checkpoints.inspection import Inspection, inspect_checkpoint
+from .checkpoints.load import PlainViTInit, load_plain_weights
+from .checkpoints.report import LoadReport
+from .engine.layer_decay import LayerIdDecayConstructor
+from .engine.resume_hook import SkipTrainedData
+from .engine.safe_globals import allow_mmengine_checkpoints
+from .engine.sharded_strategy import ShardedStrategy
+from .layers import norm as norm
 
 allow_mmengine_checkpoints()
 

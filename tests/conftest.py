@@ -7,7 +7,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'tools')]
+sys.path[:0] = [str(ROOT / name) for name in ('tests/_helpers', 'tools', 'tools/setup')]
 
 import tiny_models  # noqa: E402, F401 (registers small models with timm)
 
@@ -40,3 +40,16 @@ def shapes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('shapes')
     make_shapes(folder, train=8, val=4, size=96)
     return folder
+
+
+@pytest.fixture
+def env(shapes) -> dict:
+    return {
+        **{k: v for k, v in os.environ.items() if not k.startswith(('SLURM_', 'TORCH_FORCE'))},
+        'SHAPES': str(shapes),
+        'PYTHONPATH': str(ROOT / 'tests/_helpers'),
+        'PYTHONWARNINGS': 'ignore',
+        'PYTHON': sys.executable,
+        'OMP_NUM_THREADS': '1',
+        'CUDA_VISIBLE_DEVICES': '',
+    }

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from checks.model import check_backbone
 from mmengine.config import Config
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
+
+from mmhpvit.preflight.model import check_backbone
 
 ROOT = Path(__file__).resolve().parents[1]
 # Those of imagenet1k need mmpretrain: test_classification.py.

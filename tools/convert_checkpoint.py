@@ -13,8 +13,8 @@ from uuid import uuid4
 
 from safetensors.torch import save
 
-from mmhpvit.plain import build_plain_vit
-from mmhpvit.weights import plain_weights
+from mmhpvit.backbones.timm_vit import build_plain_vit
+from mmhpvit.checkpoints.load import plain_weights
 
 
 def main() -> None:

@@ -8,6 +8,6 @@ if [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; then
   exit
 fi
 cd "$(dirname "$0")/.."
-python3 tools/setup_env.py
+python3 tools/setup/setup_env.py
 [ ! -e .venv/mmhpvit-cpu-only ] || export CUDA_VISIBLE_DEVICES=
 exec .venv/bin/python -W ignore tools/demo.py "$@"

@@ -20,12 +20,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from checks.model import own_backbone
-from checks.weights import check_checkpoint
-from launch import read_config, stop
+from launch import read_config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
+
+from mmhpvit.preflight.errors import stop
+from mmhpvit.preflight.model import own_backbone
+from mmhpvit.preflight.weights import check_checkpoint
 
 SIZES = {'.onnx': ((64, 96), (101, 75), (224, 131)), '.pt2': ((64, 96), (128, 96), (224, 160))}
 BATCHES = (1, 2, 3)

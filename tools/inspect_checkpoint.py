@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mmhpvit.inspection import inspect_checkpoint
+from mmhpvit.checkpoints.inspection import inspect_checkpoint
 
 
 def main() -> None:

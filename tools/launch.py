@@ -23,8 +23,8 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-# As torchrun, srun and mpirun tell the number of a process.
-RANKS = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+from mmhpvit.preflight.errors import stop
+
 # Settings of mmcv 1.x, which nothing reads any more, and where they are now.
 OLD_SETTINGS = {
     'optimizer': 'optim_wrapper.optimizer',
@@ -50,17 +50,6 @@ class Settings(DictAction):
         if set('([,') & set(val):
             return DictAction._parse_iterable(val)
         return DictAction._parse_int_float_bool(val.strip('\'"'))
-
-
-def stop(message: str) -> None:
-    """End the program with one line of error."""
-    sys.exit(f'error: {message}')
-
-
-def warn(message: str) -> None:
-    """Say one line of warning, once however many processes there are."""
-    if int(next((os.environ[name] for name in RANKS if name in os.environ), 0)) == 0:
-        print(f'WARNING: {message}', flush=True)
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

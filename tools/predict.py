@@ -21,16 +21,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from checks.data import inner_datasets
-from checks.model import check_operators, known_classes
-from checks.weights import check_checkpoint
-from launch import read_config, stop
+from launch import read_config
 from mmcv import imfrombytes
 from mmengine.config import Config, ConfigDict
 from mmengine.infer import BaseInferencer
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 from tqdm import tqdm
+
+from mmhpvit.preflight.data import inner_datasets
+from mmhpvit.preflight.errors import stop
+from mmhpvit.preflight.model import check_operators, known_classes
+from mmhpvit.preflight.weights import check_checkpoint
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 # From a path and its image in RGB to entries of the JSON file and a picture in RGB.

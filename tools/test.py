@@ -5,13 +5,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from checks.data import check_data, inner_datasets
-from checks.model import check_operators
-from checks.weights import check_checkpoint
-from launch import add_common_options, build_runner, leave_processes, load_config, stop
+from launch import add_common_options, build_runner, leave_processes, load_config
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 from torch import int16
+
+from mmhpvit.preflight.data import check_data, inner_datasets
+from mmhpvit.preflight.errors import stop
+from mmhpvit.preflight.model import check_operators
+from mmhpvit.preflight.weights import check_checkpoint
 
 
 def parse_args() -> argparse.Namespace:

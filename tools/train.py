@@ -3,9 +3,13 @@
 
 import argparse
 
-from checks.data import check_data
-from checks.model import check_backbone, check_library, check_num_classes, check_operators
-from checks.schedule import (
+from launch import add_common_options, build_runner, latest_checkpoint, leave_processes, load_config
+
+from mmhpvit import SkipTrainedData
+from mmhpvit.preflight.data import check_data
+from mmhpvit.preflight.errors import stop
+from mmhpvit.preflight.model import check_backbone, check_library, check_num_classes, check_operators
+from mmhpvit.preflight.schedule import (
     check_amp,
     check_last_rates,
     check_save_best,
@@ -13,10 +17,7 @@ from checks.schedule import (
     warn_of_length,
     warn_of_warm_up,
 )
-from checks.weights import check_plain_weights, check_start, check_weights, warn_of_normalisation
-from launch import add_common_options, build_runner, latest_checkpoint, leave_processes, load_config, stop
-
-from mmhpvit import SkipTrainedData
+from mmhpvit.preflight.weights import check_plain_weights, check_start, check_weights, warn_of_normalisation
 
 
 def parse_args() -> argparse.Namespace:

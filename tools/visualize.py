@@ -17,9 +17,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from bench.frozen import regroup
-from checks.model import own_backbone
-from checks.weights import check_checkpoint
-from launch import read_config, stop
+from launch import read_config
 from matplotlib import pyplot as plt
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
@@ -27,9 +25,12 @@ from predict import KINDS, UnreadableError, read_image
 from torch import Tensor, nn
 
 from mmhpvit import HPViT, PlainViTPyramid
-from mmhpvit.layouts import Layout, partition, restore
-from mmhpvit.options import STRIDES
-from mmhpvit.stages import Stage
+from mmhpvit.backbones.options import STRIDES
+from mmhpvit.backbones.stages import Stage
+from mmhpvit.layers.partition import Layout, partition, restore
+from mmhpvit.preflight.errors import stop
+from mmhpvit.preflight.model import own_backbone
+from mmhpvit.preflight.weights import check_checkpoint
 
 SIDE = 3.2  # inches of a picture
 

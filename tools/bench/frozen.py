@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from bench.models import OWN, parse_spec
 from mmhpvit import HPViT, load_plain_weights
-from mmhpvit.layouts import Layout, partition, restore
-from mmhpvit.weights import plain_weights
+from mmhpvit.checkpoints.load import plain_weights
+from mmhpvit.layers.partition import Layout, partition, restore
 
 
 class PlainLevels(nn.Module):

@@ -1,0 +1,109 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+"""The plain ViT that a backbone is made from: built by timm, and checked to be one that can be used."""
+
+from contextlib import nullcontext
+from difflib import get_close_matches
+
+import timm
+import torch
+from timm.layers import PatchEmbed
+from timm.models import is_model_in_modules
+from torch import nn
+
+from ..layers.block_adapters import positions_of
+from ..layers.rope import ROTARY
+from .options import check_rate
+
+# In the order in which timm's ViTs put them before the tokens.
+PREFIX_TOKENS = ('cls_token', 'dist_token', 'reg_token')
+# What the blocks of a ViT have in common to tell positions by: rotary embedding, relative positions.
+SHARED_POSITIONS = ('rope', 'shared_rel_pos')
+
+_TOWER = 'it is the tower of a language model, with position embeddings of its own'
+# By the file that timm has them in.
+_REASONS = {
+    'vision_transformer_hybrid': 'it is a hybrid: its patch embedding is a network, not one convolution',
+    'vitamin': 'it is a hybrid: its patch embedding is a network, not one convolution',
+    'naflexvit': 'it takes lists of patches, not images; use the vit_ model of the same size',
+    'cait': 'its heads talk to each other and its class token comes in after the body',
+    'xcit': 'it attends over channels and embeds patches by several convolutions',
+    'convit': 'its attention gates a table of positions of one image size',
+    'crossvit': 'it has two ViTs of different patch sizes',
+    'tnt': 'it has a second ViT inside each patch',
+    'volo': 'its first blocks attend to outlooks at another resolution',
+    'qwen3_vit': _TOWER,
+    'gemma4_vit': _TOWER,
+    'deepseek_vit': _TOWER,
+}
+
+
+def build_plain_vit(name: str, drop_path_rate: float = 0.0, device: str | None = None) -> nn.Module:
+    """Build a plain ViT by its timm name, with random weights and without a head.
+
+    Args:
+        name: A timm model name, with or without a pre-training tag, such as
+            ``'vit_base_patch16_224.mae'``.
+        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 at the first.
+        device: Where to build; None is the default device, ``'meta'`` builds the shapes alone.
+
+    Raises:
+        ValueError: A name that timm does not know, or a model that is no plain ViT or cannot be made right
+            at other resolutions; the message names the model and the reason.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"plain={name!r}: expected a timm model name, such as 'vit_base_patch16_224.mae'")
+    check_rate('drop_path_rate', drop_path_rate)
+    base, _, tag = name.partition('.')
+    if not timm.is_model(base):
+        raise ValueError(f'plain={name!r}: timm {timm.__version__} has no such model{_suggest(base)}')
+    tags = {config.tag for config in timm.models.get_arch_pretrained_cfgs(base).values()}
+    if tag and tag not in tags:
+        raise ValueError(f'plain={name!r}: timm knows no weights {tag!r} of {base}; it has {_listing(tags)}')
+    reason = next((why for file, why in _REASONS.items() if is_model_in_modules(base, [file])), None)
+    if reason is None:
+        shapes = _create(name, drop_path_rate, 'meta')
+        reason = _why_not_plain(shapes)
+    if reason:
+        raise ValueError(
+            f'plain={name!r} cannot be used: {reason}; give a plain ViT of timm, '
+            "such as 'vit_base_patch16_224.mae'"
+        )
+    return shapes if device == 'meta' else _create(name, drop_path_rate, device)
+
+
+def _create(name: str, drop_path_rate: float, device: str | None) -> nn.Module:
+    # global_pool='' makes timm place the final norm before the pooling, where a map of tokens has it; models
+    # with a distillation token have it there in any case, and know no other pooling than their own.
+    pool = 'token' if 'distilled' in name else ''
+    with torch.device(device) if device else nullcontext():
+        try:
+            return timm.create_model(name, num_classes=0, global_pool=pool, drop_path_rate=drop_path_rate)
+        except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f'plain={name!r} cannot be used: timm does not build it as a headless ViT ({error})'
+            ) from error
+
+
+def _why_not_plain(vit: nn.Module) -> str | None:
+    rope = getattr(vit, 'rope', None)
+    if positions_of(vit) is None:
+        return f'it is not a plain Vision Transformer (timm class {type(vit).__name__})'
+    if type(vit.patch_embed) is not PatchEmbed:
+        return f'it is a hybrid: its patches are embedded by a {type(vit.patch_embed).__name__}'
+    if vit.patch_embed.patch_size[0] != vit.patch_embed.patch_size[1]:
+        return f'its patches are not square ({vit.patch_embed.patch_size})'
+    if rope is not None and not isinstance(rope, ROTARY):
+        return f'its rotary embedding is a {type(rope).__name__}, unknown between patches'
+    return None
+
+
+def _suggest(base: str) -> str:
+    known = timm.list_models(['vit_*', 'deit*', 'beit*', 'eva*', 'samvit*', 'aimv2*', 'flexivit*'])
+    close = get_close_matches(base.lower(), known, n=3, cutoff=0.6)
+    if close:
+        return f'; the closest are {_listing(close)}'
+    return '; tools/inspect_checkpoint.py FILE lists the names that a checkpoint fits'
+
+
+def _listing(names) -> str:
+    return ', '.join(sorted(names)) or 'none'

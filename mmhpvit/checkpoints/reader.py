@@ -1,0 +1,292 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+"""Reading a checkpoint of a plain ViT as a flat dict of tensors, without executing anything in it."""
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+import re
+import zipfile
+from contextlib import AbstractContextManager, nullcontext
+from http.client import HTTPException
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import Request, urlopen
+from uuid import uuid4
+
+import torch
+from mmengine import dist
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+
+from .state_dict import without_wrappers
+
+# An archive that unpacks to more than this many times its size, and a gigabyte, is there to fill the memory.
+_MOST_COMPRESSED, _ALLOWANCE = 10, 10**9
+# A hash in a file name, as torch hub has it; digits alone are a date, the end of a UUID is none.
+_HASH = re.compile(r'(?<!-[a-f0-9]{4})-(?!\d+\.)([a-f0-9]{8,64})\.')
+
+
+def read_checkpoint(location: str) -> dict[str, Tensor]:
+    """Read the weights of a file or URL.
+
+    Args:
+        location: Path or http(s) address of a ``.safetensors`` file or of a file that ``torch.save``
+            wrote, or path of the ``.index.json`` of a checkpoint in several such files. A URL is kept in
+            torch hub's cache; where its name carries a hash, that is checked.
+
+    Returns:
+        Names and CPU tensors. Names in dicts within the file have the keys of those before them:
+        ``{'model': {'pos_embed': ...}}`` gives ``model.pos_embed``. Names have no wrappers of compiled, recomputed or
+        sharded modules.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: A file that is cut off, is no checkpoint, holds no tensors, declares more than it
+            holds, or wants to run code when it is read; the message says which.
+        OSError: A download that failed.
+    """
+    path = local_file(location)
+    try:
+        return _read_any(path, location)
+    except DamagedError:
+        if location.startswith(('http://', 'https://')):
+            path.unlink(missing_ok=True)  # or the next attempt would find it again
+        raise
+
+
+class DamagedError(ValueError):
+    """A file that is no whole checkpoint."""
+
+
+def _read_any(path: Path, location: str) -> dict[str, Tensor]:
+    if path.name.endswith('.index.json'):
+        return {k: v for part in _parts(path) for k, v in _read(part, str(part)).items()}
+    if (part := _PART.search(path.name)) and int(part[1]) > 1:
+        raise ValueError(
+            f'checkpoint {location!r} is one of {int(part[1])} files; give their index, '
+            f'{_PART.sub("", path.name)}{path.suffix}.index.json'
+        )
+    return _read(path, location)
+
+
+def _read(path: Path, location: str) -> dict[str, Tensor]:
+    content = _load_safetensors(path) if path.suffix == '.safetensors' else _load_pickle(path)
+    weights = _unwrap(content, location)
+    _check_sizes(weights, location)
+    return weights
+
+
+# What libraries write into the folder of a model.
+_IN_A_FOLDER = (
+    *('model.safetensors', 'model.safetensors.index.json', 'open_clip_model.safetensors'),
+    *('pytorch_model.bin', 'pytorch_model.bin.index.json', 'open_clip_pytorch_model.bin'),
+)
+
+
+def local_file(location: str) -> Path:
+    """The file of a path or URL, downloaded where it must be; of a folder of Hugging Face, the weights in it.
+
+    Raises:
+        FileNotFoundError: No such file.
+        OSError: A download that failed.
+    """
+    path = _download(location) if location.startswith(('http://', 'https://')) else Path(location)
+    if path.is_dir():
+        path = next((path / name for name in _IN_A_FOLDER if (path / name).is_file()), path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'checkpoint {location!r} {"is not a file" if path.exists() else "does not exist"} '
+            f'(looked from {Path.cwd()}); give the path of a file, '
+            'a URL, or leave checkpoint out for the weights that timm has of this model'
+        )
+    return path
+
+
+# As Hugging Face's libraries name the files of one checkpoint.
+_PART = re.compile(r'-\d{5}-of-(\d{5})\.\w+$')
+
+
+def _parts(index: Path) -> list[Path]:
+    """The files of a checkpoint that Hugging Face's libraries have cut into several."""
+    try:
+        names = sorted(set(json.loads(index.read_text())['weight_map'].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f'checkpoint {str(index)!r} is no index of files with weights ({error})') from error
+    foreign = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    if foreign or not names:
+        raise ValueError(
+            f'checkpoint {str(index)!r} lists {foreign or "no files"}; expected names of files beside it'
+        )
+    return [local_file(str(index.with_name(name))) for name in names]
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, MemoryError) as error:
+        raise DamagedError(
+            f'checkpoint {str(path)!r} is no whole safetensors file ({_kind_of(path) or error}){_AGAIN}'
+        ) from error
+
+
+def refuse_zip_bomb(path: Path) -> None:
+    """Refuse a zip archive that would unpack to far more than it is, before it is unpacked.
+
+    Raises:
+        ValueError: Such an archive.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    size = path.stat().st_size
+    if unpacked > _MOST_COMPRESSED * size + _ALLOWANCE:
+        raise ValueError(
+            f'checkpoint {str(path)!r} was refused: its {size} bytes unpack to {unpacked}, as no weights do'
+        )
+
+
+def _load_pickle(path: Path) -> object:
+    refuse_zip_bomb(path)
+    try:
+        with _namespaces_allowed():
+            return torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r'(?:GLOBAL|global:?) (?!GLOBAL)([\w.]+)', str(error))
+        if 'nsupported' in str(error) and wanted:
+            raise ValueError(
+                f'checkpoint {str(path)!r} was refused: reading it would run {wanted[1]}, and a checkpoint '
+                'must hold tensors only; if you trust it, load it yourself in plain torch and save '
+                'its state_dict, then give that file'
+            ) from error
+        kind = _kind_of(path) or 'foreign bytes'
+        raise DamagedError(f'checkpoint {str(path)!r} is no PyTorch file ({kind}){_AGAIN}') from error
+    except Exception as error:  # damaged bytes fail anywhere in the reader, with any exception
+        if 'TorchScript' in str(error):
+            raise ValueError(
+                f'checkpoint {str(path)!r} is a TorchScript archive, as OpenAI publishes CLIP, which holds code; '
+                'save torch.jit.load(FILE).state_dict() and give that, or take the same weights from elsewhere'
+            ) from error
+        reason = _kind_of(path) or f'{type(error).__name__} {error}'.split('\n')[0][:120].strip()
+        raise DamagedError(f'checkpoint {str(path)!r} cannot be read ({reason}){_AGAIN}') from error
+
+
+def _namespaces_allowed() -> AbstractContextManager:
+    """Namespaces are how DINO, DeiT and MAE keep their command line in a file; they are data."""
+    if hasattr(torch.serialization, 'safe_globals'):
+        return torch.serialization.safe_globals([argparse.Namespace])
+    return nullcontext()
+
+
+def _kind_of(path: Path) -> str | None:
+    """What a file is that is no checkpoint, where its first bytes tell."""
+    with path.open('rb') as file:
+        start = file.read(64)
+    kinds = {
+        b'<': 'it is an HTML or XML page',
+        b'version https://git-lfs': 'it is a pointer of Git LFS, not the file itself',
+        b'{': 'it is a JSON file',
+    }
+    if not start:
+        return 'it is empty'
+    return next((kind for first, kind in kinds.items() if start.lstrip().startswith(first)), None)
+
+
+_AGAIN = '; it may be cut off or not a checkpoint at all: download it again and compare its size'
+
+
+def _unwrap(content: object, location: str) -> dict[str, Tensor]:
+    weights = _flattened(content) if isinstance(content, dict) else {}
+    if weights:
+        return _unwrapped(weights, location)
+    keys = list(content)[:8] if isinstance(content, dict) else type(content).__name__
+    raise ValueError(
+        f'checkpoint {location!r} holds no dict of weights: expected names with tensors, bare or under a '
+        f'key such as model, state_dict or teacher; found {keys}'
+    )
+
+
+def _unwrapped(weights: dict[str, Tensor], location: str) -> dict[str, Tensor]:
+    """The weights by their names without those of wrappers; refuses two of one name."""
+    found = {without_wrappers(name): tensor for name, tensor in weights.items()}
+    if len(found) < len(weights):
+        name = next(name for name in weights if without_wrappers(name) != name)
+        raise ValueError(
+            f'checkpoint {location!r} has {name} and {without_wrappers(name)}: expected one of them; save the '
+            'state_dict that is meant alone'
+        )
+    return found
+
+
+def _flattened(content: dict, prefix: str = '') -> dict[str, Tensor]:
+    weights = {}
+    for key, value in content.items():
+        if not isinstance(key, str):
+            continue
+        if isinstance(value, Tensor):
+            weights[prefix + key] = value
+        elif isinstance(value, dict):
+            weights |= _flattened(value, f'{prefix}{key}.')
+    return weights
+
+
+def _check_sizes(weights: dict[str, Tensor], location: str) -> None:
+    for name, tensor in weights.items():
+        if tensor.layout != torch.strided or tensor.device.type != 'cpu':
+            raise ValueError(
+                f'checkpoint {location!r} was refused: {name} is {tensor.layout} on {tensor.device}; '
+                'expected plain tensors'
+            )
+        declared = tensor.numel() * tensor.element_size()
+        if declared > tensor.untyped_storage().nbytes():
+            raise ValueError(
+                f'checkpoint {location!r} was refused: {name} declares {tuple(tensor.shape)}, '
+                f'{declared} bytes, and holds {tensor.untyped_storage().nbytes()}'
+            )
+
+
+def _download(url: str) -> Path:
+    """Fetch a URL into torch hub's cache, one process a machine."""
+    # Many models share a file name such as model.safetensors, so the address is part of the name here.
+    name = f'{hashlib.sha256(url.encode()).hexdigest()[:12]}_{os.path.basename(urlparse(url).path)}'
+    path = Path(torch.hub.get_dir(), 'checkpoints', name)
+    first = not dist.is_distributed() or int(os.environ.get('LOCAL_RANK', 0)) == 0
+    if first and not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _fetch(url, path)
+        except (OSError, HTTPException) as error:
+            raise OSError(
+                f'checkpoint {url!r} could not be downloaded ({error}); download it elsewhere and give '
+                'the path of the file'
+            ) from error
+    dist.barrier()
+    return path
+
+
+def _fetch(url: str, path: Path) -> None:
+    """Fetch a URL under a temporary name, and give it its own once it is whole and has its hash."""
+    # torch.hub.download_url_to_file takes a connection that breaks off for the end of the file.
+    digest, part = hashlib.sha256(), path.with_name(f'{uuid4().hex}.part')
+    request = Request(url, headers={'User-Agent': 'mmhpvit'})
+    try:
+        with urlopen(request, timeout=60) as answer, open(part, 'wb') as file:
+            size = answer.length
+            with tqdm(total=size, unit='B', unit_scale=True, desc=path.name) as progress:
+                while block := answer.read(1 << 20):
+                    file.write(block)
+                    digest.update(block)
+                    progress.update(len(block))
+            if size is not None and file.tell() != size:
+                raise OSError(f'the connection broke off after {file.tell()} of {size} bytes')
+        known = _HASH.search(os.path.basename(urlparse(url).path))
+        if known and not digest.hexdigest().startswith(known[1]):
+            found = digest.hexdigest()[: len(known[1])]
+            raise OSError(f'its hash is {found}, its name says {known[1]}; a local file is not checked')
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,151 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+import pytest
+import torch
+from mmengine.config import Config
+from small_configs import config
+
+from mmhpvit.preflight.schedule import (
+    check_amp,
+    check_last_rates,
+    check_save_best,
+    check_schedule,
+    warn_of_length,
+    warn_of_warm_up,
+)
+
+
+def test_schedules_that_end_before_they_begin_are_refused():
+    warm_up = dict(type='LinearLR', by_epoch=False, begin=0, end=1500)
+    check_schedule(config(param_scheduler=[warm_up, dict(type='PolyLR', begin=1500, end=1600)]))
+    check_schedule(config(param_scheduler=dict(type='PolyLR')))
+    with pytest.raises(SystemExit, match=r'param_scheduler\.1 \(PolyLR\) begins at 1500 and ends at 80'):
+        check_schedule(config(param_scheduler=[warm_up, dict(type='PolyLR', begin=1500, end=80)]))
+
+
+def decayed(lr: float, **scheduler) -> Config:
+    optim_wrapper = dict(optimizer=dict(type='AdamW', lr=lr), paramwise_cfg=dict(decay_rate=0.65))
+    model = dict(backbone=dict(type='HPViT', plain='vit_tiny_patch16_224'))
+    return config(
+        model=model, optim_wrapper=optim_wrapper, param_scheduler=[dict(type='PolyLR', **scheduler)]
+    )
+
+
+def test_rates_that_do_not_fall_are_refused(capsys):
+    with pytest.raises(SystemExit, match=r'eta_min=0\.0001: expected less than .*lr=0\.0001'):
+        check_last_rates(decayed(1e-4, eta_min=1e-4))
+    assert not capsys.readouterr().out
+    check_last_rates(decayed(2e-4, eta_min=1e-4))
+    assert (
+        'WARNING: param_scheduler.0.eta_min=0.0001 is more than the first layers' in capsys.readouterr().out
+    )
+    # As mmseg's own configs, and as the schedules here.
+    sgd = dict(optimizer=dict(type='SGD', lr=0.01))
+    check_last_rates(config(optim_wrapper=sgd, param_scheduler=[dict(type='PolyLR', eta_min=1e-4)]))
+    for fine in (dict(), dict(eta_min=0.0), dict(eta_min=1e-8)):
+        check_last_rates(decayed(1e-4, **fine))
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('evaluator', 'best', 'message'),
+    [
+        (
+            dict(type='CocoMetric', metric='bbox'),
+            'coco/segm_mAP',
+            r'gives coco/bbox_mAP, .*save_best=coco/bbox_mAP$',
+        ),
+        (dict(type='CocoMetric', metric=['bbox', 'segm']), 'coco/segm_mAP_50', None),
+        (dict(type='CocoMetric', metric='proposal'), 'coco/AR@100', None),
+        (dict(type='VOCMetric', metric='mAP'), 'coco/bbox_mAP', 'gives pascal_voc/mAP'),
+        (dict(type='VOCMetric', metric='mAP'), 'pascal_voc/mAP', None),
+        (dict(type='CocoMetric', metric='proposal_fast'), 'coco/AR@1000', None),
+        (dict(type='CocoMetric', classwise=True), 'coco/person_precision', None),
+        (dict(type='CocoMetric', metric_items=['AR@100', 'mAP']), 'coco/bbox_AR@100', None),
+        (dict(type='VOCMetric', iou_thrs=[0.5, 0.75]), 'pascal_voc/AP75', None),
+        (dict(type='IoUMetric', iou_metrics='mIoU'), 'mIoU', None),
+        (dict(type='IoUMetric', iou_metrics=['mDice']), 'mIoU', 'gives mDice, mAcc, aAcc'),
+        (dict(type='IoUMetric', iou_metrics=['mFscore', 'mIoU']), 'mPrecision', None),
+        ([dict(type='IoUMetric'), dict(type='OwnMetric')], 'own', None),
+        (dict(type='IoUMetric'), 'auto', None),
+    ],
+)
+def test_best_checkpoint_by_a_metric_that_is_not_measured_is_refused(evaluator, best, message):
+    cfg = config(default_hooks=dict(checkpoint=dict(save_best=best)), val_cfg=dict(), val_evaluator=evaluator)
+    if message is None:
+        check_save_best(cfg)
+    else:
+        with pytest.raises(SystemExit, match=message):
+            check_save_best(cfg)
+    # A training without validation looks at no metric.
+    check_save_best(Config(dict(cfg, val_cfg=None)))
+
+
+@pytest.mark.parametrize(('processes', 'said'), [(1, True), (8, False)])
+def test_schedule_in_iterations_of_another_total_is_said(processes, said, capsys):
+    cfg = config(train_cfg=dict(max_iters=1000), auto_scale_lr=dict(base_batch_size=64))
+    cfg.train_dataloader.batch_size = 8
+    warn_of_length(cfg, processes)
+    text = capsys.readouterr().out
+    assert ('1000 iterations of 8 images are 0.125 times' in text and 'max_iters=8000' in text) == said
+    cfg.train_cfg = dict(by_epoch=True, max_epochs=12)
+    warn_of_length(cfg, processes)
+    assert capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize(('iterations', 'warned'), [(600, True), (1000, False), (5000, False)])
+def test_warm_up_as_long_as_the_training_is_said(iterations, warned, capsys):
+    warm_up = dict(type='LinearLR', by_epoch=False, begin=0, end=500)
+    warn_of_warm_up(config(param_scheduler=[warm_up, dict(type='MultiStepLR')]), iterations)
+    said = capsys.readouterr().out
+    assert ('rises for 500 iterations (param_scheduler.0.end)' in said) == warned
+    assert ('param_scheduler.0.end=61' in said) == warned
+
+
+def test_mixed_precision_needs_a_gpu(monkeypatch):
+    amp, plain = (config(optim_wrapper=dict(type=kind)) for kind in ('AmpOptimWrapper', 'OptimWrapper'))
+    check_amp(plain)
+    with pytest.raises(SystemExit, match=r"type='AmpOptimWrapper', which needs a GPU.*type=OptimWrapper$"):
+        check_amp(amp)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    for cfg in (amp, plain):
+        check_amp(cfg)
+
+
+def test_floors_that_fall_short_of_no_rate_pass(capsys):
+    """Of other backbones, without layer-wise decay, and where the rate is scaled afterwards."""
+    for change in (
+        {'model.backbone.type': 'ResNet'},
+        {'optim_wrapper.optimizer.lr': None},
+        {'optim_wrapper.paramwise_cfg.decay_rate': None},
+    ):
+        cfg = decayed(1e-4, eta_min=1e-4)
+        cfg.merge_from_dict(change)
+        check_last_rates(cfg)
+    assert capsys.readouterr().out == ''
+    cfg = decayed(1e-4, eta_min=1e-4)
+    cfg.auto_scale_lr = dict(enable=True, base_batch_size=16)
+    check_last_rates(cfg)
+    assert 'WARNING: param_scheduler.0.eta_min=0.0001' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('hooks', [{}, dict(checkpoint=dict(interval=1))])
+def test_no_best_checkpoint_asks_for_no_metric(hooks):
+    check_save_best(config(default_hooks=hooks, val_cfg=dict(), val_evaluator=dict(type='CocoMetric')))
+    best = dict(checkpoint=dict(save_best='mIoU'))
+    check_save_best(config(default_hooks=best, val_cfg=dict(), val_evaluator=None))
+
+
+def test_warnings_are_those_of_the_first_process(monkeypatch, capsys):
+    cfg = config(train_cfg=dict(max_iters=1000), auto_scale_lr=dict(base_batch_size=64))
+    cfg.train_dataloader.batch_size = 8
+    cfg.param_scheduler = [dict(type='LinearLR', by_epoch=False, begin=0, end=900)]
+    rising = decayed(2e-4, eta_min=1e-4)
+    for rank, said in (('1', 0), ('0', 3)):
+        monkeypatch.setenv('RANK', rank)
+        warn_of_length(cfg, 1)
+        warn_of_warm_up(cfg, 1000)
+        check_last_rates(rising)
+        assert capsys.readouterr().out.count('WARNING') == said
+    # What falls is no warm-up.
+    warn_of_warm_up(config(param_scheduler=dict(type='PolyLR', by_epoch=False, end=900)), 1000)
+    assert capsys.readouterr().out == ''
