@@ -281,8 +281,8 @@ class HPViT(BaseModule):
 
         Returns:
             0 for the embedding (patches, positions, also those that all blocks share, prefix tokens and the
-            norm behind them), N + 1 for ``blocks.N``, and depth + 1 for what is not part of the plain ViT's
-            body: pools and out norms.
+            norm behind them), N + 1 for ``blocks.N``, that of the block before it for a pooling, and depth + 1
+            for the out norms.
 
         Raises:
             ValueError: A name that is none of this module's parameters.
@@ -293,6 +293,9 @@ class HPViT(BaseModule):
         block = re.match(r'blocks\.(\d+)\.', name)
         if block and int(block[1]) < len(self.blocks):
             return int(block[1]) + 1
+        if head == 'pools':
+            # A pooling feeds every later block, so it must not outrun them: it learns as the block that it follows.
+            return self.stages[int(name.split('.')[1])].stop
         if head in self._new_modules():
             return self.depth + 1
         raise ValueError(f'{type(self).__name__} has no parameter {name!r}, so it has no layer id')

@@ -478,8 +478,10 @@ def test_layer_ids_cover_every_parameter_in_order_of_depth():
     }
     for block in range(4):
         names = {f'blocks.{block}.{n}' for n, _ in backbone.blocks[block].named_parameters()}
+        # A pooling learns no faster than the block that it follows.
+        names |= {n for n in ids if n.startswith(f'pools.{block}.')}
         assert {n for n, i in ids.items() if i == block + 1} == names
-    assert {n.split('.')[0] for n, i in ids.items() if i == 5} == {'pools', 'out_norms'}
+    assert {n.split('.')[0] for n, i in ids.items() if i == 5} == {'out_norms'}
     assert backbone.num_layer_ids == 6
 
 

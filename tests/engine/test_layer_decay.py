@@ -58,8 +58,8 @@ def test_groups_by_name(backbone):
         'head.1.weight': (0.1, 0.0),
     }
     if backbone is HPViT:
-        expected['backbone.pools.0.weight'] = (0.1, 0.5)
-        expected['backbone.pools.0.bias'] = (0.1, 0.0)
+        expected['backbone.pools.0.weight'] = (0.1 / 2**4, 0.5)
+        expected['backbone.pools.0.bias'] = (0.1 / 2**4, 0.0)
     assert {name: found[name] for name in expected} == {
         k: (round(lr, 9), wd) for k, (lr, wd) in expected.items()
     }

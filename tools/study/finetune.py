@@ -50,6 +50,14 @@ BACKBONES = {
     'hpvit': dict(type='HPViT'),
     'hpvit-spacing2': dict(type='HPViT', grid_spacing=2),
     'hpvit-spacing2-avg': dict(type='HPViT', grid_spacing=2, pooling='avg'),
+    'hpvit-fast-pools': dict(type='HPViT'),
+    'hpvit-spacing2-fast-pools': dict(type='HPViT', grid_spacing=2),
+    **{
+        f'{name}{spaced}-{pooling}': dict(type='HPViT', depths=depths, pooling=pooling) | options
+        for name, depths in {'hpvit-2280': (2, 2, 8, 0), 'light': (0, 3, 9, 0)}.items()
+        for spaced, options in {'': {}, '-spacing2': dict(grid_spacing=2)}.items()
+        for pooling in ('conv', 'pick', 'avg')
+    },
     'two-scale': dict(type='TwoScaleViT'),
     'two-scale-smooth': dict(type='SmoothTwoScaleViT'),
     'two-scale-middle': dict(type='TwoScaleViT', middle_depth=6),
@@ -62,10 +70,17 @@ BACKBONES = {
     'plain-blocks': dict(type='BlocksPlainViT'),
     'plain-x2': dict(type='UpsampledPlainViT'),
 }
+# Before version 0.7 poolings learned at the full rate, as a head does: by the inverse of their layer's decay.
+CUSTOM_KEYS = {
+    name: {f'pools.{i}': dict(lr_mult=0.75 ** (stop - 13)) for i, stop in enumerate(stops)}
+    for name, stops in {'hpvit-fast-pools': (2, 4, 10), 'hpvit-spacing2-fast-pools': (2, 4, 10)}.items()
+}
 # A classifier takes the last map.
 LAST_MAP = {'plain': 2, 'hpvit': 3}
+_OF_LATER = [n for n in BACKBONES if n.startswith(('hpvit-2280', 'light')) or n in CUSTOM_KEYS]
 # Those that are not trained on every data set of pictures.
 ONLY_ON = {
+    **dict.fromkeys(_OF_LATER, ()),
     'hpvit': ('camvid', 'nuclei'),
     'hpvit-spacing2-avg': ('nuclei',),
     'two-scale-smooth': ('camvid', 'nuclei'),
@@ -177,7 +192,8 @@ def check_row(row: dict) -> None:
 
 def backbone_of(task: str, backbone: str) -> dict:
     """Config of a backbone as a task has it, without weights."""
-    levels = dict(out_indices=(LAST_MAP[backbone],)) if task == 'caltech101' else {}
+    last = LAST_MAP.get(backbone, 3)
+    levels = dict(out_indices=(last,)) if task == 'caltech101' else {}
     return dict(plain=VIT) | BACKBONES[backbone] | levels
 
 
@@ -200,8 +216,13 @@ def best_rate(run: Run, done: list[dict]) -> float:
     return max(tried, key=lambda r: r['metrics'][metrics[0]])['rate']
 
 
-def train(run: Run, rate: float, shared: Path, work_dir: Path, smoke: bool) -> dict[str, float]:
-    """Run tools/train.py until it is done, going on from a checkpoint where there is one; the metrics at its end."""
+def train(
+    run: Run, rate: float, shared: Path, work_dir: Path, smoke: bool, changes: dict[str, object] | None = None
+) -> dict[str, float]:
+    """Run tools/train.py until it is done, going on from a checkpoint where there is one; the metrics at its end.
+
+    ``changes`` are options beside those of the study's protocol, which they may replace.
+    """
     options = {'randomness.seed': run.seed, 'optim_wrapper.optimizer.lr': rate}
     if budget := BUDGET.get(run.task):
         options |= {
@@ -210,6 +231,7 @@ def train(run: Run, rate: float, shared: Path, work_dir: Path, smoke: bool) -> d
             'param_scheduler.1.end': budget,
         }
     options |= images_of(run, shared, work_dir)
+    options |= changes or {}
     if smoke:
         options |= {
             'train_cfg.max_iters': 2,
@@ -223,7 +245,7 @@ def train(run: Run, rate: float, shared: Path, work_dir: Path, smoke: bool) -> d
     env['PYTHONPATH'] = os.pathsep.join(filter(None, paths))
     work_dir.mkdir(parents=True, exist_ok=True)
     config = work_dir / 'config.py'
-    imports = ['mmhpvit'] + ['study.backbones'] * (run.task != 'caltech101')
+    imports = ['mmhpvit'] + ['study.backbones', 'study.metrics'] * (run.task != 'caltech101')
     init = dict(type='PlainViT', checkpoint=str(shared / WEIGHTS))
     backbone = dict(_delete_=True, init_cfg=init) | backbone_of(run.task, run.backbone)
     # mmengine writes the config anew, so that what is trained is told by a file of our own.
@@ -234,10 +256,12 @@ def train(run: Run, rate: float, shared: Path, work_dir: Path, smoke: bool) -> d
             f'error: {work_dir} has a checkpoint of another backbone, budget, rate or version; delete it to begin again'
         )
     mark.write_text(what)
+    custom_keys = CUSTOM_KEYS.get(run.backbone)
     config.write_text(
         f"_base_ = '{ROOT}/tools/study/configs/{TASKS[run.task][0]}.py'\n"
         f'custom_imports = dict(imports={imports}, allow_failed_imports=False)\n'
         f'model = dict(backbone={backbone})\n'
+        + (f'optim_wrapper = dict(paramwise_cfg=dict(custom_keys={custom_keys}))\n' if custom_keys else '')
     )
     names = TASKS[run.task][1]
     metrics = _call('train', [config, '--resume', '--work-dir', work_dir], options, env, work_dir, names)
