@@ -15,7 +15,7 @@ import timm
 from timm.models import get_arch_pretrained_cfgs
 
 from mmhpvit.checkpoints.inspection import PLAIN_FILES, build_one_block
-from mmhpvit.layers.block_adapters import positions_of
+from mmhpvit.layers.block_adapters import adapter_of
 
 README = Path(__file__).resolve().parents[1] / 'README.md'
 START, END = '<!-- families -->\n', '<!-- /families -->'
@@ -39,13 +39,6 @@ FAMILIES = {
     'relative positions of timm': ('*relpos*', 'vit_srelpos_*'),
     'AugReg, FlexiViT, InternViT, timm and other supervised': ('vit_*', 'flexivit_*', 'test_vit*'),
 }
-_POSITIONS = {
-    'AbsolutePositions': 'absolute',
-    'RotaryPositions': 'rotary',
-    'TablePositions': 'relative',
-    'ModulePositions': 'relative',
-    'WindowPositions': 'relative, windows',
-}
 
 
 def family_of(name: str) -> str:
@@ -54,7 +47,7 @@ def family_of(name: str) -> str:
 
 
 def positions(vit) -> str:
-    kind = _POSITIONS[positions_of(vit).__name__]
+    kind = adapter_of(vit).positions
     if kind == 'rotary' and vit.rope is None:
         return 'absolute'
     return kind

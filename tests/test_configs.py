@@ -68,7 +68,7 @@ def test_model_and_optimiser_build(path):
     assert sorted(grouped) == sorted(n for n, p in model.named_parameters() if p.requires_grad)
     decayed = [n for g in groups if g['weight_decay'] for n in g['param_names']]
     assert not [n for n in decayed if re.search(r'pos_embed|token|bias|norm', n)]
-    assert len(groups) == 2 * model.backbone.num_layer_ids
+    assert len(groups) == 2 * (model.backbone.depth + 2)
     assert groups[0]['lr'] == cfg.optim_wrapper.optimizer.lr
 
 

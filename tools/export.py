@@ -39,7 +39,7 @@ class Maps(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.backbone = model.backbone
-        self.strides = [4 * 2**i for i in getattr(self.backbone, 'levels', self.backbone.out_indices)]
+        self.strides = [4 * 2**i for i in self.backbone.out_indices]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.backbone(x)
@@ -142,7 +142,7 @@ def build(args: argparse.Namespace) -> nn.Module:
     model = MODELS.build(cfg.model)
     if not args.backbone and 'Mask2Former' in type(model.decode_head).__name__:
         stop(f'{args.config}: Mask2Former gives queries, not logits; add --backbone for the backbone alone')
-    if not model.backbone.positions.compiles:
+    if not model.backbone.adapter.compiles:
         stop(
             f'blocks of {model.backbone.plain} cut windows by the size of the image and cannot be exported for all'
         )

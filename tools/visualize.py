@@ -25,8 +25,7 @@ from predict import KINDS, UnreadableError, read_image
 from torch import Tensor, nn
 
 from mmhpvit import HPViT, PlainViTPyramid
-from mmhpvit.backbones.options import STRIDES
-from mmhpvit.backbones.stages import Stage
+from mmhpvit.backbones.stages import STRIDES, Stage
 from mmhpvit.layers.partition import Layout, partition, restore
 from mmhpvit.preflight.errors import stop
 from mmhpvit.preflight.model import own_backbone
@@ -135,7 +134,7 @@ def attention_of(backbone: HPViT, x: Tensor, point: tuple[int, int]) -> list[tup
     those whose attention cannot be had, as in the windows of SAM's blocks, are left out.
     """
     found = []
-    run_stage = backbone._run_stage
+    run_stage = backbone.run_stage
 
     def watched(stage: Stage, tokens: Tensor, prefix: Tensor | None) -> tuple[Tensor, Tensor | None]:
         layers = backbone.blocks[stage.stop - 1].modules() if stage.stop > stage.start else ()
@@ -162,11 +161,11 @@ def attention_of(backbone: HPViT, x: Tensor, point: tuple[int, int]) -> list[tup
             found.append((stage.stride, weights, token))
         return result
 
-    backbone._run_stage = watched
+    backbone.run_stage = watched
     try:
         backbone(x)
     finally:
-        del backbone._run_stage
+        del backbone.run_stage
     return sorted(found, key=lambda one: one[0])
 
 
@@ -264,8 +263,8 @@ def main() -> None:
     backbone, plain, mean, std = load_backbones(args)
     x = (torch.from_numpy(image).permute(2, 0, 1)[None].float() - mean) / std
     args.out.mkdir(parents=True, exist_ok=True)
-    levels = sorted(getattr(backbone, 'levels', backbone.out_indices))
-    maps = dict(zip(getattr(backbone, 'levels', backbone.out_indices), backbone(x), strict=True))
+    levels = sorted(backbone.out_indices)
+    maps = dict(zip(backbone.out_indices, backbone(x), strict=True))
     ours = [(STRIDES[i], maps[i]) for i in levels]
     draw_levels(image, type(backbone).__name__, ours, plain and plain(x)[0], args.out / 'levels.png')
     if found := attention_of(backbone, x, point):

@@ -1,41 +1,42 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """The strict baseline: the same plain ViT at one resolution, with a simple feature pyramid."""
 
-from collections.abc import Sequence
-from copy import deepcopy
+from collections.abc import Iterable, Sequence
 
 from mmengine.registry import MODELS
-from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from .hpvit import HPViT
-from .options import STRIDES, check_after, check_out_indices
-from .timm_vit import build_plain_vit
+from ..layers.partition import Layout
+from ..layers.simple_pyramid import SimpleFeaturePyramid
+from .base import PlainViTBackbone, nchw
+from .stages import STRIDES, Stage, expect, is_number
+from .timm_vit import build_plain_vit, final_norms
 
 
 @MODELS.register_module()
-class PlainViTPyramid(HPViT):
-    """The plain ViT at stride 16 with maps at 1/4, 1/8, 1/16 and 1/32 made from its last one, or from one each.
+class PlainViTPyramid(PlainViTBackbone):
+    """The plain ViT at stride 16, with a simple feature pyramid (ViTDet) at 1/4, 1/8, 1/16 and 1/32.
 
-    The simple feature pyramid of ViTDet (arXiv 2203.16527, section 3): two transposed convolutions for
-    1/4, one for 1/8, the map itself for 1/16, 2x2 max pooling for 1/32. All levels keep the width of the
-    ViT, so that the same heads fit as on :class:`HPViT`. It has no options of depths, attention and pooling.
+    All levels come from the last map, or each from the map after another number of blocks. They keep the width of the
+    ViT, so that the same heads fit as on :class:`HPViT`.
 
     Args:
         plain: timm name of the plain ViT.
-        after: After how many blocks the map is taken that each level is made from, from 1/4 to 1/32, such as
-            (3, 6, 9, 12), each with a norm of its own; segmenters profit from it. Default: after all of them.
+        after: Number of blocks after which to take the map of each level, from 1/4 to 1/32, such as (3, 6, 9, 12). Each
+            level then has its own norm. Segmenters profit from it. Default: after all blocks.
         keep_prefix: Whether class and register tokens attend along. Default: True.
-        out_indices: Which levels to return, 0 for 1/4 to 3 for 1/32, and in which order. Default: all.
-        frozen_stages: -1 (default) freezes nothing, 0 the embedding, 3 or 4 the whole plain ViT.
+        out_indices: Levels to return, 0 for 1/4 to 3 for 1/32, in this order. Default: all.
+        frozen_stages: -1 (default) freezes nothing, 0 to 2 the embedding, 3 or 4 the whole plain ViT.
         drop_path_rate: Stochastic depth of the last block, growing linearly from 0. Default: 0.
-        with_cp: Recompute the blocks in the backward pass.
+        with_cp: Recompute the blocks in the backward pass. Default: False.
         compile_blocks: Compile each block by ``torch.compile``. Default: False.
         init_cfg: Weight initialiser, ``dict(type='PlainViT', checkpoint=...)`` for pre-trained weights.
 
     Raises:
-        ValueError: As :class:`HPViT`, or ``after`` that are no numbers of its blocks or leave the last ones out.
+        ValueError: As :class:`HPViT`, or ``after`` beyond its blocks or without the last one.
     """
+
+    top_modules = ('out_norms', 'pyramid')
 
     def __init__(
         self,
@@ -49,61 +50,51 @@ class PlainViTPyramid(HPViT):
         compile_blocks: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
+        vit = build_plain_vit(plain, drop_path_rate)
+        depth = len(vit.blocks)
         super().__init__(
+            vit,
             plain,
-            depths=(0, 0, len(build_plain_vit(plain, device='meta').blocks), 0),
-            attention='global',
+            stride=STRIDES[2],
+            num_blocks=depth,
+            patch_kernel='keep',
             keep_prefix=keep_prefix,
-            out_indices=(2,),
+            out_indices=out_indices,
             frozen_stages=frozen_stages,
-            drop_path_rate=drop_path_rate,
             with_cp=with_cp,
             compile_blocks=compile_blocks,
             init_cfg=init_cfg,
         )
-        self.levels = check_out_indices(out_indices)
-        self.after = (self.depth,) * len(STRIDES)
-        if after is not None:
-            self.after = check_after(after, self.levels, self.depth)
-            norm = self.out_norms['2']
-            self.out_norms = nn.ModuleDict({str(i): deepcopy(norm) for i in sorted(self.levels)})
-            self.out_indices = tuple(sorted(self.levels))
-        width = self.embed_dims
-        makers = {
-            '0': lambda: nn.Sequential(_double(width), LayerNorm2d(width), nn.GELU(), _double(width)),
-            '1': lambda: _double(width),
-            '2': nn.Identity,
-            '3': lambda: nn.MaxPool2d(2, ceil_mode=True),
-        }
-        self.pyramid = nn.ModuleDict({str(i): makers[str(i)]() for i in sorted(self.levels)})
+        self.stages = [Stage(STRIDES[2], 0, depth, Layout())]
+        self.after = (
+            (depth,) * len(STRIDES) if after is None else _check_after(after, self.out_indices, depth)
+        )
+        self.out_norms = final_norms(vit, (2,) if after is None else self.out_indices)
+        self.pyramid = SimpleFeaturePyramid(self.embed_dims, self.out_indices)
         self._freeze_stages()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps of a batch of images; shapes and errors as :meth:`HPViT.forward`."""
-        self._check_images(x)
-        h, w = x.shape[-2:]
-        found = self._maps_after([self.after[i] for i in self.levels], x)
-        maps = {
-            name: norm(found[self.after[int(name)]]).permute(0, 3, 1, 2)
-            for name, norm in self.out_norms.items()
-        }
-        outs = []
-        for i in self.levels:
-            size = -(-h // STRIDES[i]), -(-w // STRIDES[i])
-            x16 = maps.get(str(i), maps.get('2'))
-            outs.append(self.pyramid[str(i)](x16)[:, :, : size[0], : size[1]].contiguous())
-        return tuple(outs)
+        tokens = self.run_stage_to(self.stages[0], [self.after[i] for i in self.out_indices], *self.embed(x))
+        if len(self.out_norms) == 1:
+            one = nchw(next(iter(self.out_norms.values()))(tokens[self.depth]))
+            maps = dict.fromkeys(self.out_indices, one)
+        else:
+            maps = {i: nchw(self.out_norms[str(i)](tokens[self.after[i]])) for i in self.out_indices}
+        return self.pyramid(maps, tuple(x.shape[-2:]))
 
-    def _freeze_stages(self) -> None:
-        super()._freeze_stages()
-        if self.frozen_stages > 2:
-            for norm in self.out_norms.values():
-                norm.eval()
-                norm.requires_grad_(False)
-
-    def _new_modules(self) -> tuple[str, ...]:
-        return (*super()._new_modules(), 'pyramid')
+    def _frozen_modules(self) -> Iterable[nn.Module]:
+        return (*self.blocks, *self.out_norms.values()) if self.frozen_stages > 2 else ()
 
 
-def _double(width: int) -> nn.Module:
-    return nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)
+def _check_after(after: Sequence[int], levels: Sequence[int], depth: int) -> tuple[int, ...]:
+    """A number of blocks for each level; one of those that are returned must be all, so that none is unused."""
+    fits = isinstance(after, list | tuple) and len(after) == len(STRIDES)
+    fits = fits and all(is_number(n) and 1 <= n <= depth for n in after)
+    expect(fits, 'after', after, f'{len(STRIDES)} numbers of blocks, 1 to {depth}')
+    if max(after[i] for i in levels) < depth:
+        raise ValueError(
+            f'after={tuple(after)} with out_indices={tuple(levels)}: expected {depth} for one of these levels, so that '
+            'no block is left out'
+        )
+    return tuple(after)

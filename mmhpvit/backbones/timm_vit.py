@@ -1,7 +1,9 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """The plain ViT that a backbone is made from: built by timm, and checked to be one that can be used."""
 
+from collections.abc import Iterable
 from contextlib import nullcontext
+from copy import deepcopy
 from difflib import get_close_matches
 
 import timm
@@ -10,9 +12,9 @@ from timm.layers import PatchEmbed
 from timm.models import is_model_in_modules
 from torch import nn
 
-from ..layers.block_adapters import positions_of
+from ..layers.block_adapters import adapter_of
 from ..layers.rope import ROTARY
-from .options import check_rate
+from .stages import expect
 
 # In the order in which timm's ViTs put them before the tokens.
 PREFIX_TOKENS = ('cls_token', 'dist_token', 'reg_token')
@@ -50,9 +52,10 @@ def build_plain_vit(name: str, drop_path_rate: float = 0.0, device: str | None =
         ValueError: A name that timm does not know, or a model that is no plain ViT or cannot be made right
             at other resolutions; the message names the model and the reason.
     """
-    if not isinstance(name, str):
-        raise ValueError(f"plain={name!r}: expected a timm model name, such as 'vit_base_patch16_224.mae'")
-    check_rate('drop_path_rate', drop_path_rate)
+    expect(isinstance(name, str), 'plain', name, "a timm model name, such as 'vit_base_patch16_224.mae'")
+    number = isinstance(drop_path_rate, int | float) and not isinstance(drop_path_rate, bool)
+    fits = number and 0 <= drop_path_rate < 1
+    expect(fits, 'drop_path_rate', drop_path_rate, 'a probability, at least 0 and below 1')
     base, _, tag = name.partition('.')
     if not timm.is_model(base):
         raise ValueError(f'plain={name!r}: timm {timm.__version__} has no such model{_suggest(base)}')
@@ -71,6 +74,14 @@ def build_plain_vit(name: str, drop_path_rate: float = 0.0, device: str | None =
     return shapes if device == 'meta' else _create(name, drop_path_rate, device)
 
 
+def final_norms(vit: nn.Module, levels: Iterable[int]) -> nn.ModuleDict:
+    """A copy of the ViT's final norm for each level; a LayerNorm where it has none."""
+    norm = getattr(vit, 'norm', None)
+    if norm is None or isinstance(norm, nn.Identity):
+        norm = nn.LayerNorm(vit.embed_dim, eps=1e-6)
+    return nn.ModuleDict({str(i): deepcopy(norm) for i in sorted(levels)})
+
+
 def _create(name: str, drop_path_rate: float, device: str | None) -> nn.Module:
     # global_pool='' makes timm place the final norm before the pooling, where a map of tokens has it; models
     # with a distillation token have it there in any case, and know no other pooling than their own.
@@ -86,7 +97,7 @@ def _create(name: str, drop_path_rate: float, device: str | None) -> nn.Module:
 
 def _why_not_plain(vit: nn.Module) -> str | None:
     rope = getattr(vit, 'rope', None)
-    if positions_of(vit) is None:
+    if adapter_of(vit) is None:
         return f'it is not a plain Vision Transformer (timm class {type(vit).__name__})'
     if type(vit.patch_embed) is not PatchEmbed:
         return f'it is a hybrid: its patches are embedded by a {type(vit.patch_embed).__name__}'

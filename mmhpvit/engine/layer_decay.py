@@ -2,6 +2,7 @@
 """Layer-wise learning-rate decay that asks the backbone for the depth of its parameters."""
 
 import logging
+from inspect import signature
 
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
@@ -21,9 +22,9 @@ _NO_DECAY = (
 class LayerIdDecayConstructor(DefaultOptimWrapperConstructor):
     """Optim-wrapper constructor with layer-wise learning-rate decay, for detectors, segmenters, classifiers.
 
-    Every sub-module that has ``layer_id(name)`` and ``num_layer_ids`` is asked for the depth d of its
-    parameters, 0 to D; they learn at ``lr * decay_rate ** (D - d)``. All other parameters learn at
-    ``lr``. Norms, biases and every other vector, ``pos_embed``, ``cls_token`` and ``reg_token`` have no
+    Every sub-module with mmpretrain's ``get_layer_depth(param_name, prefix)`` is asked for the depth d of
+    its parameters out of D depths; they learn at ``lr * decay_rate ** (D - 1 - d)``. All other parameters
+    learn at ``lr``. Norms, biases and every other vector, ``pos_embed``, ``cls_token`` and ``reg_token`` have no
     weight decay. Parameters of one learning rate and weight decay form one group; frozen parameters are
     in none. The rule is BEiT's (arXiv 2106.08254, appendix on fine-tuning), used since by MAE and ViTDet.
 
@@ -36,7 +37,7 @@ class LayerIdDecayConstructor(DefaultOptimWrapperConstructor):
     Raises:
         ValueError: No or a wrong ``decay_rate``, an unknown key in ``paramwise_cfg`` or in one
             of its ``custom_keys``, an optimizer without ``lr`` or ``weight_decay`` (when built); a
-            model without a module that has ``layer_id``, or flattened by FSDP 1 (when called).
+            model without a module that has ``get_layer_depth``, or flattened by FSDP 1 (when called).
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
@@ -87,7 +88,7 @@ class LayerIdDecayConstructor(DefaultOptimWrapperConstructor):
                 'FSDPStrategy flattens weights, so LayerIdDecayConstructor cannot tell which of them are vectors; use '
                 "strategy=dict(type='ShardedStrategy')"
             )
-        backbones = _modules_with_layer_id(model)
+        backbones = _modules_with_depths(model)
         groups: dict[tuple[float, float], dict] = {}
         for name, param in model.named_parameters():
             if not param.requires_grad:
@@ -128,16 +129,18 @@ class LayerIdDecayConstructor(DefaultOptimWrapperConstructor):
         print_log('Parameter groups:\n' + '\n'.join(lines), logger='current')
 
 
-def _modules_with_layer_id(model: nn.Module) -> dict[str, nn.Module]:
-    found = {
-        without_wrappers(name): module
-        for name, module in model.named_modules()
-        if callable(getattr(type(module), 'layer_id', None))
-    }
+def _modules_with_depths(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that know depths by name; mmpretrain's classifiers, which only pass the question on, are left out."""
+
+    def knows(module: nn.Module) -> bool:
+        method = getattr(type(module), 'get_layer_depth', None)
+        return method is not None and 'prefix' in signature(method).parameters
+
+    found = {without_wrappers(name): module for name, module in model.named_modules() if knows(module)}
     if not found:
         backbone = type(getattr(model, 'backbone', model)).__name__
         raise ValueError(
-            f'LayerIdDecayConstructor needs a backbone with layer_id(name), and {backbone} has none; use '
+            f'LayerIdDecayConstructor needs a backbone with get_layer_depth(), and {backbone} has none; use '
             'HPViT or another one of this package, or drop the constructor from optim_wrapper'
         )
     return found
@@ -148,5 +151,6 @@ def _distance_to_top(name: str, backbones: dict[str, nn.Module]) -> int:
     for prefix, backbone in backbones.items():
         start = f'{prefix}.' if prefix else ''
         if name.startswith(start):
-            return backbone.num_layer_ids - 1 - backbone.layer_id(name.removeprefix(start))
+            depth, num_layers = backbone.get_layer_depth(name, start)
+            return num_layers - 1 - depth
     return 0

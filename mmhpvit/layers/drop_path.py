@@ -1,50 +1,49 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """Stochastic depth that drops a residual branch for whole images."""
 
-from collections.abc import Callable
-
 from timm.layers import DropPath
 from torch import Tensor, nn
 
 
-class ImageDropPath(nn.Module):
-    """Stochastic depth with one draw an image, shared by all of its attention sequences.
+class ImageDropPath(DropPath):
+    """Stochastic depth with one draw per image, shared by all of its attention sequences.
 
-    timm's DropPath draws once for each row of its input. Here the rows are attention sequences, and
-    dropping a part of an image's interleaved sequences would put a pattern into its map of tokens.
-
-    Args:
-        drop_prob: Probability with which an image skips the branch, in [0, 1).
+    timm's DropPath draws once for each row of its input. Here rows are attention sequences, and dropping some of an
+    image's interleaved sequences would put a pattern into its token map.
 
     Attributes:
-        kept: (images, 1), 0 for an image that skips and 1 / (1 - drop_prob) for one that does not; set
-            before each forward in training.
+        kept: (images, 1), 0 for an image that skips the branch and 1 / (1 - drop_prob) for one that does not. Set by
+            :class:`ImageDropPathBlock` from the arguments of its call; while it is None, a row counts as an image.
     """
 
-    def __init__(self, drop_prob: float) -> None:
-        super().__init__()
-        self.drop_prob = drop_prob
-        self.kept: Tensor | None = None
+    kept: Tensor | None = None
 
-    def draw(self, like: Tensor, images: int) -> Tensor | None:
-        """Draw ``kept`` on the device and in the type of ``like``; None outside of training."""
-        if not self.training:
-            return None
+    def draw(self, images: int, like: Tensor) -> Tensor:
+        """Draw a ``kept`` with the device and dtype of ``like``."""
         return like.new_empty(images, 1).bernoulli_(1 - self.drop_prob).div_(1 - self.drop_prob)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop (images * sequences, ...) for some images, and scale up what stays, in training."""
-        if not self.training:
-            return x
+        """Drop the rows (images * sequences, ...) of some images and scale up the others, in training."""
+        if not self.training or self.kept is None:
+            return super().forward(x)
         return (x.reshape(self.kept.shape[0], -1) * self.kept).reshape(x.shape)
 
 
-def drop_whole_images(block: nn.Module) -> None:
-    """Replace each of timm's DropPath modules in a block by one that draws once an image."""
-    for module in list(block.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, DropPath):
-                setattr(module, name, ImageDropPath(child.drop_prob))
+class ImageDropPathBlock(nn.Module):
+    """Mixed into a transformer block, it takes the draws of its stochastic depth as an argument of the call.
+
+    So a block that is run again in the backward pass, by whomever, drops the same images again.
+    """
+
+    def forward(self, x: Tensor, *args) -> Tensor:
+        """Run the block on ``x``; a list behind it holds a draw for each of its :class:`ImageDropPath` modules."""
+        paths = drop_paths(self)
+        kept = [None] * len(paths)
+        if args and isinstance(args[0], list):
+            kept, *args = args
+        for path, drawn in zip(paths, kept, strict=True):
+            path.kept = drawn
+        return super().forward(x, *args)
 
 
 def drop_paths(block: nn.Module) -> list[ImageDropPath]:
@@ -52,19 +51,7 @@ def drop_paths(block: nn.Module) -> list[ImageDropPath]:
     return [module for module in block.modules() if isinstance(module, ImageDropPath)]
 
 
-def run_block(
-    call: Callable,
-    block: nn.Module,
-    index: int,
-    x: Tensor,
-    images: int,
-    part: slice,
-    kept: list[Tensor | None],
-) -> Tensor:
-    """Run a block on sequences (images * n, L, C) by ``call(block, index, x, images, part)``.
-
-    ``kept`` holds what was drawn for each of its stochastic depth modules.
-    """
-    for module, drawn in zip(drop_paths(block), kept, strict=True):
-        module.kept = drawn
-    return call(block, index, x, images, part)
+def draw_kept(block: nn.Module, images: int, like: Tensor) -> list[Tensor] | None:
+    """Draw which images keep the branches of a block; None outside of training or without stochastic depth."""
+    paths = drop_paths(block) if block.training else []
+    return [path.draw(images, like) for path in paths] or None

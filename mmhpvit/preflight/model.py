@@ -164,7 +164,7 @@ def check_backbone(cfg: Config) -> None:
         )
     except ValueError as error:
         stop(f'model.backbone: {error}')
-    levels = len(getattr(backbone, 'levels', backbone.out_indices))
+    levels = len(backbone.out_indices)
     _check_channels(cfg, backbone.embed_dims, levels, options['plain'])
 
 

@@ -12,11 +12,11 @@ from mmengine.registry import MODELS
 from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from timm.layers import resample_abs_pos_embed
 from tiny_models import KINDS, TRAITS
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
 import mmhpvit.layers.block_runner
 from mmhpvit import HPViT, PlainViTPyramid, TwoScaleViT
-from mmhpvit.backbones.options import PRESETS, preset_depths
+from mmhpvit.backbones.stages import PRESETS, preset_depths
 from mmhpvit.layers.patch_embed import power_of_two_patch, resize_kernel
 
 TINY = 'tiny_patch16'  # 4 blocks, width 48
@@ -168,44 +168,12 @@ def test_each_token_attends_to_what_its_layout_says():
             )
         )
         tokens = torch.randn(1, 17, 14, 48).double().requires_grad_()
-        out, _ = backbone._run_stage(backbone.stages[0], tokens, None)
+        out, _ = backbone.run_stage(backbone.stages[0], tokens, None)
         for y, x in [(0, 0), (4, 5), (16, 9)]:
             (grad,) = torch.autograd.grad(out[0, y, x].square().sum(), tokens, retain_graph=True)
             reached = grad[0].abs().sum(-1) > 0
             expected = [[together((y, x), (i, j)) for j in range(14)] for i in range(17)]
             assert reached.tolist() == expected, (attention, y, x)
-
-
-def test_kept_positions_follow_the_parameter():
-    backbone = build().eval()
-    x = torch.randn(1, 3, 48, 80).double()
-
-    def fresh() -> torch.Tensor:
-        return build_with(backbone.state_dict())(x)[0]
-
-    def build_with(weights) -> HPViT:
-        other = build().eval()
-        other.load_state_dict(weights)
-        return other
-
-    with torch.no_grad():
-        before = backbone(x)[0]
-        kept = backbone._kept_positions._kept[None].positions
-        assert torch.equal(backbone(x)[0], before)
-        assert backbone._kept_positions._kept[None].positions is kept
-        backbone.load_state_dict({k: v + 0.1 for k, v in backbone.state_dict().items()})
-        assert torch.equal(backbone(x)[0], fresh())
-        backbone.pos_embed.add_(1)  # as an optimiser does
-        assert torch.equal(backbone(x)[0], fresh())
-        backbone.pos_embed.data = torch.randn_like(backbone.pos_embed)  # as averages are swapped in
-        assert torch.equal(backbone(x)[0], fresh())
-        backbone.pos_embed.data.mul_(2)  # as averages are updated
-        assert torch.equal(backbone(x)[0], fresh())
-        backbone(torch.randn(1, 3, 20, 48).double())
-        assert backbone._kept_positions._kept[None].positions.shape == (1, 5, 12, 48)
-    backbone.pos_embed.grad = None
-    backbone(x)[0].sum().backward()
-    assert backbone.pos_embed.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize('size', [(48, 80), (64, 64), (200, 40)])
@@ -358,23 +326,35 @@ def test_recomputing_changes_neither_outputs_nor_gradients():
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize('kind', [HPViT, TwoScaleViT])
-def test_blocks_that_others_recompute_are_refused(kind):
-    """Their gradients would be wrong without a word."""
-    x = torch.randn(1, 3, 40, 40)
-    for wrap in (
-        lambda backbone: turn_on_activation_checkpointing(backbone, ['blocks.1']),
-        lambda backbone: backbone.blocks.__setitem__(1, checkpoint_wrapper(backbone.blocks[1])),
-    ):
-        backbone = kind(TINY)
-        wrap(backbone)
-        with pytest.raises(ValueError, match=r'blocks\.1 is wrapped .*with_cp=True in model\.backbone'):
-            backbone(x)
-        with torch.no_grad():
-            backbone.eval()(x)
-    backbone.blocks[1] = kind(TINY).blocks[1]
-    backbone.blocks[1].forward = torch.no_grad()(backbone.blocks[1].forward)
-    backbone(x)
+WRAPPERS = {
+    'mmengine': lambda backbone: turn_on_activation_checkpointing(
+        backbone, ['blocks.0', 'blocks.1', 'blocks.3']
+    ),
+    'torch': lambda backbone: apply_activation_checkpointing(
+        backbone, check_fn=lambda module: module in set(backbone.blocks)
+    ),
+}
+
+
+@pytest.mark.parametrize('wrap', WRAPPERS)
+@pytest.mark.parametrize('kind', [HPViT, TwoScaleViT, PlainViTPyramid])
+@pytest.mark.parametrize('plain', [TINY, *KINDS])
+def test_blocks_recomputed_by_others_have_right_gradients(kind, plain, wrap):
+    """Two steps are run before the first gradient, and a block at two scales: what it is told must be its own."""
+    images, results = [torch.randn(2, 3, *size).double() for size in ((40, 40), (32, 72))], []
+    torch.manual_seed(1)
+    backbone = kind(plain, drop_path_rate=0.5).double().train()
+    for wrapped in (False, True):
+        if wrapped:
+            WRAPPERS[wrap](backbone)
+        backbone.zero_grad()
+        torch.manual_seed(2)
+        losses = [sum(o.square().sum() for o in backbone(x)) for x in images]
+        for loss in losses:
+            loss.backward()
+        results.append([*losses, *(p.grad for p in backbone.parameters())])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
 
 
 def test_images_of_a_batch_do_not_see_each_other():
@@ -470,9 +450,9 @@ def test_presets():
     assert HPViT(TINY, depths='light').depths == (0, 1, 3, 0)
 
 
-def test_layer_ids_cover_every_parameter_in_order_of_depth():
+def test_layer_depths_cover_every_parameter():
     backbone = HPViT('tiny_registers', depths=(1, 1, 1, 1))
-    ids = {name: backbone.layer_id(name) for name, _ in backbone.named_parameters()}
+    ids = {name: backbone.get_layer_depth(name)[0] for name, _ in backbone.named_parameters()}
     assert {n for n, i in ids.items() if i == 0} == {
         *('patch_embed.proj.weight', 'patch_embed.proj.bias', 'pos_embed', 'cls_token', 'reg_token')
     }
@@ -482,15 +462,16 @@ def test_layer_ids_cover_every_parameter_in_order_of_depth():
         names |= {n for n in ids if n.startswith(f'pools.{block}.')}
         assert {n for n, i in ids.items() if i == block + 1} == names
     assert {n.split('.')[0] for n, i in ids.items() if i == 5} == {'out_norms'}
-    assert backbone.num_layer_ids == 6
+    assert backbone.get_layer_depth('model.pos_embed', 'model.') == (0, 6)
+    assert backbone.get_layer_depth('model.head.weight', 'model.backbone.') == (5, 6)
 
 
 @pytest.mark.parametrize(
     'name', ['head.weight', 'blocks.4.attn.qkv.weight', 'blocks', 'cls_tokens', 'reg_token']
 )
-def test_unknown_parameter_names_have_no_layer_id(name):
+def test_unknown_parameter_names_have_no_layer_depth(name):
     with pytest.raises(ValueError, match=name):
-        HPViT(TINY).layer_id(name)
+        HPViT(TINY).get_layer_depth(f'backbone.{name}', 'backbone.')
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,9 @@ def test_levels_and_use_of_every_parameter(after):
     assert [n for n, p in backbone.named_parameters() if p.grad is None] == []
 
 
-def test_layer_ids():
+def test_layer_depths():
     backbone = PlainViTPyramid(TINY)
-    ids = {n: backbone.layer_id(n) for n, _ in backbone.named_parameters()}
+    ids = {n: backbone.get_layer_depth(n)[0] for n, _ in backbone.named_parameters()}
     assert {n.split('.')[0] for n, i in ids.items() if i == 5} == {'pyramid', 'out_norms'}
     assert {i for n, i in ids.items() if n.startswith('blocks')} == {1, 2, 3, 4}
 

@@ -106,7 +106,7 @@ def test_has_the_parameters_of_the_plain_vit_and_norms():
     assert {n for n in names if not n.startswith('out_norms.')} == plain
 
 
-def test_layer_ids_and_freezing():
+def test_layer_depths_and_freezing():
     half = TwoScaleViT(TINY, fine_depths=(0, 2), frozen_stages=2).train()
     trained = {'.'.join(n.split('.')[:2]) for n, p in half.named_parameters() if p.requires_grad}
     assert trained == {'blocks.2', 'blocks.3', 'out_norms.2'}
@@ -115,25 +115,13 @@ def test_layer_ids_and_freezing():
     deep = TwoScaleViT(TINY, fine_depths=(3, 2), frozen_stages=2, out_indices=(2, 3)).train()
     assert [block.training for block in deep.blocks] == [True] * 4
     backbone = TwoScaleViT(TINY, middle_depth=2, frozen_stages=3).train()
-    ids = {n: backbone.layer_id(n) for n, _ in backbone.named_parameters()}
+    ids = {n: backbone.get_layer_depth(n)[0] for n, _ in backbone.named_parameters()}
     assert set(ids.values()) == set(range(6))
     assert [n for n, p in backbone.named_parameters() if p.requires_grad] == []
     trained = {
         n.split('.')[0] for n, p in TwoScaleViT(TINY, frozen_stages=0).named_parameters() if p.requires_grad
     }
     assert trained == {'blocks', 'out_norms'}
-
-
-@torch.no_grad()
-def test_positions_of_both_strides_are_kept():
-    backbone = TwoScaleViT(TINY).eval()
-    x = torch.randn(1, 3, 64, 96)
-    first = backbone(x)
-    kept = {stride: kept.positions for stride, kept in backbone._kept_positions._kept.items()}
-    assert {stride: pos.shape[1:3] for stride, pos in kept.items()} == {None: (4, 6), 4: (16, 24), 8: (8, 12)}
-    for found, expected in zip(backbone(x), first, strict=True):
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    assert all(backbone._kept_positions._kept[stride].positions is pos for stride, pos in kept.items())
 
 
 def test_registered_and_refuses_what_cannot_be():

@@ -34,7 +34,7 @@ def test_the_classifier_on_top_still_classifies(shared, real_weights):
     vit.load_state_dict(weights)
     x = photographs(shared, 224).double()
     with torch.no_grad():
-        _, prefix = backbone._run_stage(backbone.stages[0], *backbone._embed(x))
+        _, prefix = backbone.run_stage(backbone.stages[0], *backbone.embed(x))
         head = vit.head(backbone.out_norms['2'](prefix[:, 0]))
         torch.testing.assert_close(head, vit(x), rtol=0, atol=1e-10)
         pooled = vit.forward_features(x)[:, 1:].mean(dim=1)

@@ -1,4 +1,9 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
@@ -125,7 +130,18 @@ def test_a_wrapped_model_has_the_same_groups():
     assert by_name(build_optim_wrapper(parallel, config()).optimizer) == plain
 
 
-def test_a_backbone_without_layer_id_is_refused():
+def test_mmpretrains_constructor_gives_the_same_rates():
+    script = Path(__file__).parents[1] / '_helpers/mmpretrain_rates.py'
+    command = [sys.executable, '-W', 'ignore', str(script), 'tiny_registers']
+    result = subprocess.run(command, cwd=script.parents[2], check=True, capture_output=True)
+    found = json.loads(result.stdout.splitlines()[-1])
+    for backbone in ('HPViT', 'TwoScaleViT', 'PlainViTPyramid'):
+        ours = found[f'{backbone} ours']
+        assert len(set(ours.values())) == 5  # four blocks and the head; the embedding is frozen
+        assert found[f'{backbone} mmpretrain'] == pytest.approx(ours)
+
+
+def test_a_backbone_without_layer_depths_is_refused():
     with pytest.raises(ValueError, match=r'Conv2d has none.*HPViT') as error:
         build_optim_wrapper(Detector(nn.Conv2d(3, 48, 1)), config())
     assert '\n' not in str(error.value)

@@ -81,7 +81,7 @@ def test_any_size_any_depths_any_layout(plain):
 def test_every_parameter_learns_also_with_recomputation_and_drop_path(plain):
     backbone = build(plain, depths=(1, 1, 1, 1), drop_path_rate=0.3)
     names = {name for name, _ in backbone.named_parameters()}
-    ids = {name: backbone.layer_id(name) for name in names}
+    ids = {name: backbone.get_layer_depth(name)[0] for name in names}
     assert {i for name, i in ids.items() if name.startswith(('rope.', 'shared_rel_pos.'))} <= {0}
     x, results = torch.randn(2, 3, 48, 80).double(), []
     for with_cp in (False, True):
@@ -265,16 +265,33 @@ def test_module_bias_is_timms(mode, prefix, size):
     assert torch.equal(module_bias(table, (4, 4), 1, (4, 4), prefix), table.get_bias()[0])
 
 
-def test_windows_of_sam_keep_their_size_in_pixels():
-    backbone = HPViT('tiny_sam', depths=(1, 1, 1, 1))
+@pytest.mark.parametrize(
+    ('options', 'windows'),
+    [
+        (dict(depths=(1, 1, 1, 1)), [3, 0, 3, 0]),
+        (dict(depths=(1, 0, 0, 3)), [3, 0, 2, 0]),
+        (dict(depths=(1, 1, 1, 1), grid_spacing=2), [2, 0, 2, 0]),
+    ],
+)
+def test_windows_of_sam_keep_their_size_in_pixels(options, windows):
+    backbone, found = HPViT('tiny_sam', **options), []
+    for block in backbone.blocks:
+        block.register_forward_pre_hook(lambda block, args: found.append(args[2]))
     backbone(torch.randn(1, 3, 64, 64))
-    assert [block.window_size for block in backbone.blocks] == [3, 0, 3, 0]
-    backbone = HPViT('tiny_sam', depths=(1, 0, 0, 3))
-    backbone(torch.randn(1, 3, 64, 64))
-    assert [block.window_size for block in backbone.blocks] == [3, 0, 2, 0]
-    backbone = HPViT('tiny_sam', depths=(1, 1, 1, 1), grid_spacing=2)
-    backbone(torch.randn(1, 3, 64, 64))
-    assert [block.window_size for block in backbone.blocks] == [2, 0, 2, 0]
+    assert found == windows
+
+
+@pytest.mark.parametrize('plain', ['tiny_patch16', *KINDS])
+def test_stochastic_depth_is_copied_and_pickled(plain):
+    backbone = HPViT(plain, drop_path_rate=0.5).train()
+    x = torch.randn(2, 3, 64, 64)
+    backbone(x)
+    runs = []
+    for twin_of_it in (backbone, copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
+        torch.manual_seed(3)
+        runs.append(twin_of_it.train()(x))
+    for levels in zip(*runs, strict=True):
+        assert all(torch.equal(level, levels[0]) for level in levels)
 
 
 @pytest.mark.parametrize('attention', ['window', 'global'])

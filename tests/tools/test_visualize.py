@@ -58,7 +58,7 @@ def test_attention_is_that_of_the_tokens_sequence(backbone):
             backbone(x)
         else:
             # TwoScaleViT runs this block at 1/16 as well.
-            backbone._run_stage(stage, *backbone._embed(x, stride))
+            backbone.run_stage(stage, *backbone.embed(x, stride))
         hook.remove()
         tokens = regroup(inputs, stage.layout, size, 1, 0)[group][0, sequence]
         qkv = layer.qkv(tokens).reshape(len(tokens), 3, layer.num_heads, -1).permute(1, 2, 0, 3)

@@ -5,12 +5,12 @@ from copy import deepcopy
 
 import torch.nn.functional as F
 from mmengine.registry import MODELS
+from mmhpvit.backbones.options import STRIDES
 from mmseg.models.necks import Feature2Pyramid
 from torch import Tensor, nn
 
 from mmhpvit import PlainViTPyramid, TwoScaleViT
 from mmhpvit.backbones.hpvit import upsample
-from mmhpvit.backbones.options import STRIDES
 from mmhpvit.backbones.stages import Stage
 from mmhpvit.layers.partition import named_layout
 
