@@ -94,6 +94,7 @@ for _name, _traits in TRAITS.items():
     register(_name, _create_vision_transformer, _traits)
 for _name, (_create, _traits) in KINDS.items():
     register(_name, _create, _traits)
+register('micro_patch16', _create_vision_transformer, dict(embed_dim=16, num_heads=2))
 register('tiny_deep', _create_vision_transformer, dict(depth=6))
 register('tiny_large_grid', _create_vision_transformer, dict(img_size=96))
 register('flexivit_tiny', _create_vision_transformer, dict(patch_size=32, img_size=128))

@@ -133,24 +133,23 @@ def test_compiled_whole_it_trains_at_all_sizes(kind, options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('plain', ['tiny_patch16', 'tiny_dinov3', 'tiny_beit'])
-def test_compiled_blocks_compute_the_same(plain, monkeypatch):
+def test_compiled_blocks_compute_the_same(plain):
     """At several sizes, in training with recomputation and stochastic depth; weights keep their names."""
     options = dict(drop_path_rate=0.3, with_cp=True)
     eager, compiled = HPViT(plain, **options), HPViT(plain, compile_blocks=True, **options)
     compiled.load_state_dict(eager.state_dict())
     # Blocks share their code and need more variants of it than torch compiles by default.
-    monkeypatch.setattr(torch._dynamo.config, 'recompile_limit', 1)
-    monkeypatch.setattr(torch._dynamo.config, 'fail_on_recompile_limit_hit', True)
-    for size in [(64, 96), (37, 50)]:
-        x = torch.randn(2, 3, *size)
-        results = []
-        for backbone in (eager, compiled):
-            torch.manual_seed(0)
-            outs = backbone.train()(x)
-            sum(out.square().mean() for out in outs).backward()
-            results.append([*outs, backbone.patch_embed.proj.weight.grad])
-        for expected, got in zip(*results, strict=True):
-            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for size in [(64, 96), (37, 50)]:
+            x = torch.randn(2, 3, *size)
+            results = []
+            for backbone in (eager, compiled):
+                torch.manual_seed(0)
+                outs = backbone.train()(x)
+                sum(out.square().mean() for out in outs).backward()
+                results.append([*outs, backbone.patch_embed.proj.weight.grad])
+            for expected, got in zip(*results, strict=True):
+                torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     assert count_flops(compiled, (64, 96)) == count_flops(eager, (64, 96))
     assert [type(m) for m in deepcopy(compiled).modules()] == [type(m) for m in eager.modules()]
 
