@@ -1,31 +1,22 @@
 # mmseg's Mask2Former (arXiv 2112.01527): its learning rate, clipping, weight decay and schedule; the fixed factor
 # for the backbone becomes layer-wise decay. Needs mmdet.
-_base_ = 'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py'
+_base_ = [
+    '../_base_/optimizers/mask2former-adamw.py',
+    'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py',
+]
 custom_imports = dict(imports=['mmdet.models', 'mmhpvit'], allow_failed_imports=False)
+# mmseg's file has custom_imports too, which may not come from two bases; so not from _base_/backbones.
 vit = dict(
     _delete_=True,
     type='HPViT',
     plain='vit_base_patch16_224.mae',
-    grid_spacing=2,  # cheaper and no worse: docs/study.md
-    drop_path_rate=0.1,  # mmseg's config of MAE
+    grid_spacing=2,
+    drop_path_rate=0.1,
     init_cfg=dict(type='PlainViT'),  # checkpoint=FILE for weights of your own
 )
 model = dict(backbone=vit, decode_head=dict(in_channels=[768, 768, 768, 768]))
-optim_wrapper = dict(
-    _delete_=True,
-    type='OptimWrapper',
-    constructor='LayerIdDecayConstructor',
-    paramwise_cfg=dict(
-        decay_rate=0.65,  # ViT-B (mmseg's config of MAE)
-        custom_keys=dict(
-            query_embed=dict(decay_mult=0.0),
-            query_feat=dict(decay_mult=0.0),
-            level_embed=dict(decay_mult=0.0),
-        ),
-    ),
-    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
-    clip_grad=dict(max_norm=0.01, norm_type=2),
-)
+optim_wrapper = dict(_base_.mask2former_adamw, _delete_=True)
+optim_wrapper['paramwise_cfg']['decay_rate'] = 0.65  # ViT-B (mmseg's config of MAE)
 # A run that dies loses 2000 iterations at the most.
 default_hooks = dict(checkpoint=dict(interval=2000, max_keep_ckpts=2))
 custom_hooks = [dict(type='SkipTrainedData')]

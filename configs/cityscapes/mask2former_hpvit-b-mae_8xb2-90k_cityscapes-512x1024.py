@@ -2,25 +2,13 @@
 # for the backbone becomes layer-wise decay. Needs mmdet.
 _base_ = [
     '../_base_/backbones/hpvit-b-mae.py',
+    '../_base_/optimizers/mask2former-adamw.py',
     'mmseg::mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py',
 ]
 custom_imports = dict(imports=['mmdet.models', 'mmhpvit'], allow_failed_imports=False)
 model = dict(backbone=_base_.vit, decode_head=dict(in_channels=[768, 768, 768, 768]))
-optim_wrapper = dict(
-    _delete_=True,
-    type='OptimWrapper',
-    constructor='LayerIdDecayConstructor',
-    paramwise_cfg=dict(
-        decay_rate=0.65,  # ViT-B (mmseg's config of MAE)
-        custom_keys=dict(
-            query_embed=dict(decay_mult=0.0),
-            query_feat=dict(decay_mult=0.0),
-            level_embed=dict(decay_mult=0.0),
-        ),
-    ),
-    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
-    clip_grad=dict(max_norm=0.01, norm_type=2),
-)
+optim_wrapper = dict(_base_.mask2former_adamw, _delete_=True)
+optim_wrapper['paramwise_cfg']['decay_rate'] = 0.65  # ViT-B (mmseg's config of MAE)
 # A run that dies loses 2000 iterations at the most.
 default_hooks = dict(checkpoint=dict(interval=2000, max_keep_ckpts=2))
 custom_hooks = [dict(type='SkipTrainedData')]

@@ -6,9 +6,7 @@ _base_ = [
     'mmdet::_base_/default_runtime.py',
 ]
 image_size = (1024, 1024)
-# At these sizes a grid of twice the spacing: docs/depths-and-layout.md.
 model = dict(
-    backbone=dict(grid_spacing=2),
     data_preprocessor=dict(batch_augments=[dict(type='BatchFixedSizePad', size=image_size, pad_mask=True)]),
 )
 # A run that dies loses 2000 iterations at the most.

@@ -1,6 +1,7 @@
 # HPViT-Ti with small heads on the pictures of tools/make_shapes.py: minutes on two CPU cores. All ours.
 _base_ = [
     '../_base_/models/mask-rcnn_hpvit-b-mae_fpn.py',
+    '../_base_/optimizers/mae-adamw.py',
     'mmdet::_base_/datasets/coco_instance.py',
     'mmdet::_base_/default_runtime.py',
 ]
@@ -8,7 +9,7 @@ width = 64
 model = dict(
     # The timm weights of this name were trained with mean and standard deviation 0.5.
     data_preprocessor=dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5]),
-    backbone=dict(plain='vit_tiny_patch16_224', drop_path_rate=0.0),
+    backbone=dict(plain='vit_tiny_patch16_224', grid_spacing=1, drop_path_rate=0.0),
     neck=dict(in_channels=[192, 192, 192, 192], out_channels=width),
     rpn_head=dict(in_channels=width, feat_channels=width, num_convs=1),
     roi_head=dict(
@@ -83,8 +84,7 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', by_epoch=False, begin=30, end=max_iters),
 ]
 optim_wrapper = dict(
-    type='OptimWrapper',
-    constructor='LayerIdDecayConstructor',
+    _base_.mae_adamw,
     paramwise_cfg=dict(decay_rate=0.85),
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
     clip_grad=dict(max_norm=1.0),

@@ -1,5 +1,5 @@
-# The plain ViT-B from MAE weights, to take the place of HPViT: model = dict(backbone=_base_.vit).
-vit = dict(
+# The plain ViT-B from MAE weights, to take the place of HPViT: model = dict(backbone=_base_.plain_vit).
+plain_vit = dict(
     _delete_=True,
     type='PlainViTPyramid',
     plain='vit_base_patch16_224.mae',

@@ -1,16 +1,17 @@
 # ImageNet classifier on HPViT-B from MAE weights: the last map, averaged, and one linear layer.
 # Head, label smoothing, mixup and cutmix: MAE's fine-tuning (FINETUNE.md of its published code).
-custom_imports = dict(imports=['mmhpvit'], allow_failed_imports=False)
+_base_ = '../backbones/hpvit-b-mae.py'
+
+backbone = dict(
+    _base_.vit,
+    out_indices=(3,),
+    grid_spacing=1,  # as in pre-training, at its image size
+    with_cp=True,  # 128 images a GPU in float32; ours
+)
+del backbone['_delete_']  # there is no backbone to take the place of
 model = dict(
     type='ImageClassifier',
-    backbone=dict(
-        type='HPViT',
-        plain='vit_base_patch16_224.mae',
-        out_indices=(3,),
-        drop_path_rate=0.1,
-        with_cp=True,  # 128 images a GPU in float32; ours
-        init_cfg=dict(type='PlainViT'),  # checkpoint=FILE for weights of your own
-    ),
+    backbone=backbone,
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
         type='LinearClsHead',

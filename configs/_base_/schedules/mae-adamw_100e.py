@@ -1,14 +1,13 @@
 # MAE's fine-tuning on ImageNet (FINETUNE.md of its published code, ViT-B): AdamW, 5e-4 for 256 images at batch 1024,
 # layer-wise decay, 5 epochs of warm-up, cosine.
+_base_ = '../optimizers/mae-adamw.py'
+
 epochs = 100
 train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=5)
 val_cfg = dict()
 test_cfg = dict()
 optim_wrapper = dict(
-    type='OptimWrapper',
-    constructor='LayerIdDecayConstructor',
-    paramwise_cfg=dict(decay_rate=0.65),  # ViT-B
-    optimizer=dict(type='AdamW', lr=2e-3, betas=(0.9, 0.999), weight_decay=0.05),
+    _base_.mae_adamw, optimizer=dict(type='AdamW', lr=2e-3, betas=(0.9, 0.999), weight_decay=0.05)
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=5, convert_to_iter_based=True),

@@ -1,15 +1,9 @@
 # The fine-tuning of UPerNet in mmseg's config of MAE (mae-base_upernet, after BEiT): AdamW, layer-wise decay,
 # 1500 iterations of warm-up, then a linear fall.
-_base_ = 'mmseg::_base_/schedules/schedule_160k.py'
+_base_ = ['mmseg::_base_/schedules/schedule_160k.py', '../optimizers/mae-adamw.py']
 
 optimizer = None  # the variable that the inherited schedule builds its SGD from
-optim_wrapper = dict(
-    _delete_=True,
-    type='OptimWrapper',
-    constructor='LayerIdDecayConstructor',
-    paramwise_cfg=dict(decay_rate=0.65),  # ViT-B
-    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-)
+optim_wrapper = dict(_base_.mae_adamw, _delete_=True)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
     dict(type='PolyLR', eta_min=0.0, power=1.0, begin=1500, end=160000, by_epoch=False),
