@@ -8,7 +8,7 @@ vit = dict(
     plain='vit_base_patch16_224.mae',
     grid_spacing=2,  # cheaper and no worse: docs/study.md
     drop_path_rate=0.1,  # mmseg's config of MAE
-    init_cfg=dict(type='PlainViT'),  # checkpoint=FILE for weights of your own
+    init_cfg=dict(type='PlainViT'),  # checkpoint=FILE for your own weights
 )
 model = dict(backbone=vit, decode_head=dict(in_channels=[768, 768, 768, 768]))
 optim_wrapper = dict(
@@ -26,6 +26,6 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
     clip_grad=dict(max_norm=0.01, norm_type=2),
 )
-# A run that dies loses 2000 iterations at the most.
+# A run that dies loses at most 2000 iterations.
 default_hooks = dict(checkpoint=dict(interval=2000, max_keep_ckpts=2))
 custom_hooks = [dict(type='SkipTrainedData')]

@@ -21,6 +21,6 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
     clip_grad=dict(max_norm=0.01, norm_type=2),
 )
-# A run that dies loses 2000 iterations at the most.
+# A run that dies loses at most 2000 iterations.
 default_hooks = dict(checkpoint=dict(interval=2000, max_keep_ckpts=2))
 custom_hooks = [dict(type='SkipTrainedData')]

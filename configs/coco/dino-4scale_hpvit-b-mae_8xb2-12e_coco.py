@@ -7,7 +7,7 @@ model = dict(
 )
 optim_wrapper = dict(
     _delete_=True,
-    type='OptimWrapper',  # float32: in half precision the cost of a sure prediction is infinite
+    type='OptimWrapper',  # float32: in half precision a confident prediction has an infinite cost
     constructor='LayerIdDecayConstructor',
     paramwise_cfg=dict(decay_rate=0.7),  # ViT-B (ViTDet, appendix A.2)
     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-4),

@@ -5,5 +5,5 @@ _base_ = [
     'mmdet::_base_/default_runtime.py',
 ]
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=2, save_best='coco/segm_mAP'))
-# At these sizes a grid of twice the spacing: docs/depths-and-layout.md.
+# grid_spacing=2 suits these image sizes: docs/depths-and-layout.md.
 model = dict(backbone=dict(grid_spacing=2))

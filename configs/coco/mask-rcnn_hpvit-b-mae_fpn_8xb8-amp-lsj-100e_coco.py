@@ -6,12 +6,12 @@ _base_ = [
     'mmdet::_base_/default_runtime.py',
 ]
 image_size = (1024, 1024)
-# At these sizes a grid of twice the spacing: docs/depths-and-layout.md.
+# grid_spacing=2 suits these image sizes: docs/depths-and-layout.md.
 model = dict(
     backbone=dict(grid_spacing=2),
     data_preprocessor=dict(batch_augments=[dict(type='BatchFixedSizePad', size=image_size, pad_mask=True)]),
 )
-# A run that dies loses 2000 iterations at the most.
+# A run that dies loses at most 2000 iterations.
 default_hooks = dict(
     checkpoint=dict(by_epoch=False, interval=2000, max_keep_ckpts=2, save_best='coco/segm_mAP')
 )

@@ -9,7 +9,7 @@ model = dict(
         out_indices=(3,),
         drop_path_rate=0.1,
         with_cp=True,  # 128 images a GPU in float32; ours
-        init_cfg=dict(type='PlainViT'),  # checkpoint=FILE for weights of your own
+        init_cfg=dict(type='PlainViT'),  # checkpoint=FILE for your own weights
     ),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(

@@ -12,7 +12,7 @@ model = dict(
         plain='vit_base_patch16_224.mae',
         drop_path_rate=0.1,  # ViTDet, appendix A.2, table 10
         # Depths, attention, pooling and kernel are the defaults of HPViT; they are ours.
-        init_cfg=dict(type='PlainViT'),  # checkpoint=FILE for weights of your own
+        init_cfg=dict(type='PlainViT'),  # checkpoint=FILE for your own weights
     ),
     neck=dict(in_channels=[768, 768, 768, 768], norm_cfg=norm_cfg),
     rpn_head=dict(num_convs=2),

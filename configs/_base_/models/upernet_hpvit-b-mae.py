@@ -12,7 +12,7 @@ model = dict(
         drop_path_rate=0.1,  # mmseg's config of MAE
         grid_spacing=2,  # cheaper and no worse: docs/study.md
         # Depths, attention, pooling and kernel are the defaults of HPViT; they are ours.
-        init_cfg=dict(type='PlainViT'),  # checkpoint=FILE for weights of your own
+        init_cfg=dict(type='PlainViT'),  # checkpoint=FILE for your own weights
     ),
     decode_head=dict(in_channels=[768, 768, 768, 768], channels=768),
     auxiliary_head=dict(in_channels=768),
