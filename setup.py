@@ -35,6 +35,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmhpvit*']),
+    package_data={'mmhpvit': ['py.typed']},
     python_requires='>=3.10,<3.13',
     install_requires=runtime,
     classifiers=[

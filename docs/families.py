@@ -1,8 +1,8 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""Write the table of plain ViTs that can be used, out of timm's own list, into README.md.
+"""Write the table of plain ViTs into docs/checkpoints.md, from timm's own list.
 
-Every weight that timm lists for its plain ViTs is in exactly one row. With --check, only say whether the
-table is up to date.
+Each weight that timm lists for its plain ViTs is in exactly one row. With --check, only say whether the table is up to
+date.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from timm.models import get_arch_pretrained_cfgs
 from mmhpvit.checkpoints.inspection import PLAIN_FILES, build_one_block
 from mmhpvit.layers.block_adapters import adapter_of
 
-README = Path(__file__).resolve().parents[1] / 'README.md'
+PAGE = Path(__file__).resolve().with_name('checkpoints.md')
 START, END = '<!-- families -->\n', '<!-- /families -->'
 # Name of the family, patterns of timm names with their tags.
 FAMILIES = {
@@ -85,11 +85,13 @@ def main() -> None:
         '--check', action='store_true', help='write nothing, fail if the table is out of date'
     )
     args = parser.parse_args()
-    text = README.read_text()
+    text = PAGE.read_text()
     new = re.sub(f'{START}.*?{END}', lambda _: START + table() + END, text, flags=re.DOTALL)
     if args.check:
-        sys.exit('error: the table in README.md is out of date; run docs/families.py' if new != text else 0)
-    README.write_text(new)
+        sys.exit(
+            f'error: the table in {PAGE.name} is out of date; run docs/families.py' if new != text else 0
+        )
+    PAGE.write_text(new)
 
 
 if __name__ == '__main__':

@@ -1,14 +1,15 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""Measure backbones side by side: operations, time, memory.
+"""Measure FLOPs, time and memory of backbones side by side.
 
     python tools/benchmark.py hpvit:vit_base_patch16_224 plain:vit_base_patch16_224 swin-b --sizes 512x512
 
-Models are hpvit:NAME, plain:NAME or two-scale:NAME with the timm name of a plain ViT and options as :name=value,
-timm:NAME, a config, swin-t, swin-b, mmseg-mae-b or mmseg-beit-b. They take turns, round by round; ratios of one run are
-what counts, seconds are those of a machine on a day. Limit is the time that the matrix products and
-attentions of the forward pass take alone, at the rate that torch.nn.functional.linear and
-scaled_dot_product_attention have on the same shapes. Memory is measured on a GPU, and elsewhere counted by
-the tensors that live.
+A model is hpvit:NAME, plain:NAME or two-scale:NAME with the timm name of a plain ViT and options as :name=value,
+timm:NAME, a config, swin-t, swin-b, mmseg-mae-b or mmseg-beit-b.
+
+Models take turns, round by round. Compare ratios within one run: seconds depend on the machine and the day. "Limit" is
+the time that the matrix products and attentions of the forward pass take alone, at the speed of
+torch.nn.functional.linear and scaled_dot_product_attention on the same shapes. Memory is measured on a GPU; on a CPU
+it is counted from the live tensors.
 """
 
 import argparse

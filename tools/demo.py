@@ -1,7 +1,7 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""See it work: train HPViT-Ti Mask R-CNN on generated pictures for some minutes on a CPU, and look.
+"""Train Mask R-CNN with HPViT-Ti on generated pictures for some minutes on a CPU, and draw its predictions.
 
-Makes the pictures (``data/shapes``), measures COCO AP of the untrained model, trains, measures again, and
+Generates the pictures (``data/shapes``), measures COCO AP of the untrained model, trains it, measures again, and
 draws predictions into ``work_dirs/demo/predictions.png``.
 """
 
@@ -48,7 +48,7 @@ def parse_args() -> argparse.Namespace:
 
 
 class ProgressLine(Hook):
-    """One line that tells how far training is, the loss and the time left."""
+    """Prints one line with the progress, the loss and the time left."""
 
     def before_train(self, runner: Runner) -> None:
         self.start = time.time()
@@ -97,7 +97,7 @@ def evaluate(runner: Runner, name: str) -> float:
 
 @torch.no_grad()
 def draw(runner: Runner, path: Path, count: int = 6) -> int:
-    """Tile the first validation pictures: as annotated above, as predicted below; how many predictions that shows."""
+    """Tile the first validation pictures, annotations above predictions; return the number of predictions drawn."""
     model, dataset = runner.model.eval(), runner.test_dataloader.dataset
     painter = DetLocalVisualizer()
     painter.dataset_meta = dict(
@@ -120,7 +120,7 @@ def draw(runner: Runner, path: Path, count: int = 6) -> int:
 
 
 def check_learned(untrained: float, trained: float, iters: int) -> None:
-    """Stop where mask AP (percent) did not rise; after fewer iterations than the default that is only said."""
+    """Stop where mask AP (percent) did not rise; after fewer iterations than the default, only print it."""
     if trained > untrained:
         return
     text = f'mask AP {trained:.1f} after training is not above {untrained:.1f} before'

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # usage: tools/demo.sh [--weights FILE|timm] [OPTION ...]
 # OPTION: --iters N (default 300), --train N and --val N pictures (240, 40), --data DIR, --work-dir DIR
-# Sets up .venv, then trains and evaluates a small detector on pictures that it makes (tools/demo.py).
+# Sets up .venv, then trains and evaluates a small detector on generated pictures (tools/demo.py).
 set -euo pipefail
 if [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; then
   sed -n 's/^# //p' "$0"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # usage: tools/dist_train.sh CONFIG GPUS [OPTION ...]
-# One process a GPU through torchrun; on a machine without a GPU, GPUS processes with gloo.
-# Several machines: NNODES, NODE_RANK, MASTER_ADDR and PORT from the environment.
+# Runs one process a GPU through torchrun; without a GPU, GPUS processes with gloo.
+# For several machines set NNODES, NODE_RANK, MASTER_ADDR and PORT.
 set -euo pipefail
 [ $# -ge 2 ] || { sed -n 2,4p "$0" | cut -c3- >&2; exit 2; }
 CONFIG=$1 GPUS=$2; shift 2

@@ -1,14 +1,15 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""Write a backbone, or a whole segmenter, as ONNX or as a program of torch.export, for any batch and image size.
+"""Export a backbone, or a whole segmenter, as ONNX or as a torch.export program, for any batch and image size.
 
     python tools/export.py CONFIG OUT.onnx --checkpoint CHECKPOINT       a segmenter: images to logits at their size
     python tools/export.py CONFIG OUT.onnx --backbone                    any config of HPViT: images to feature maps
     python tools/export.py CONFIG OUT.pt2 --checkpoint CHECKPOINT        the same for torch.export.load
 
-Images go in normalised (the config's data_preprocessor has mean and std), in float32, (B, 3, H, W). ONNX takes any
-H and W above 32: sides are filled up to multiples of 32 with zeros, as mmdet and mmseg do with size_divisor=32, and
-what comes out is cropped. A .pt2 takes multiples of 32 above 32. What was written is read again and compared with
-torch at three sizes. Segmenters see the whole image: a test_cfg that slides is left to the caller.
+Input: normalised images (the config's data_preprocessor has mean and std), float32, (B, 3, H, W).
+
+ONNX takes any H and W above 32. It pads sides with zeros to multiples of 32, as mmdet and mmseg do with
+size_divisor=32, and crops the output. A .pt2 takes multiples of 32 above 32. The written file is read again and
+compared with torch at three sizes. Segmenters see the whole image: sliding windows are left to the caller.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""Make a small instance-segmentation set in COCO format: textured shapes that hide one another.
+"""Generate a small instance-segmentation set in COCO format: textured shapes that overlap.
 
-Writes ``train`` and ``val`` images (PNG), ``annotations/{train,val}.json`` (boxes, areas and run-length
-masks of what is visible) and ``semantic/{train,val}`` (PNG, 0 for the background, then the classes in
-order), all determined by the seed.
+Writes ``train`` and ``val`` images (PNG), ``annotations/{train,val}.json`` (boxes, areas and run-length masks of the
+visible parts) and ``semantic/{train,val}`` (PNG; 0 is the background, then the classes in order). The seed determines
+all of it.
 
     python tools/make_shapes.py OUT --train 240 --val 40 --size 192
 """

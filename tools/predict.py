@@ -1,13 +1,17 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""Predict on an image or a folder of images: drawn pictures, and a JSON file with the numbers.
+"""Predict on an image or a folder of images, draw the predictions, and write them as JSON.
 
     python tools/predict.py IMAGE_OR_FOLDER --config CONFIG --checkpoint CHECKPOINT --out DIR
 
-The config's ``default_scope`` decides between detection, segmentation and classification; mmdet's, mmseg's or
-mmpretrain's own inferencer does the work. DIR gets ``pictures/``, for segmentation ``maps/`` with the class index of
-each pixel, and ``predictions.json``: a list with one entry an image, boxes as x1, y1, x2, y2 in pixels, masks as
-COCO's compressed RLE; of panoptic models ``maps/`` has COCO's format. An image that cannot be read or predicted gets
-an ``error`` there; the others are predicted, and the exit status is 1.
+The config's ``default_scope`` decides between detection, segmentation and classification, and the inferencer of mmdet,
+mmseg or mmpretrain runs. DIR gets:
+    ``pictures/``: the drawn images.
+    ``maps/``: of segmenters the class index of each pixel, of panoptic models COCO's format.
+    ``predictions.json``: a list with one entry an image. Boxes are x1, y1, x2, y2 in pixels, masks COCO's compressed
+        RLE.
+
+An image that cannot be read or predicted gets an ``error`` in the JSON file. The others are predicted, and the exit
+status is 1.
 """
 
 import argparse

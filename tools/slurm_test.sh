@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # usage: tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [OPTION ...]
-# From the environment: GPUS (8, processes), GPUS_PER_NODE (8), CPUS_PER_TASK (5), MASTER_PORT, GRES
-# (gpu:GPUS_PER_NODE; empty for machines without GPUs), and SRUN_ARGS for srun.
+# Environment: GPUS (processes; 8), GPUS_PER_NODE (8), CPUS_PER_TASK (5), MASTER_PORT, GRES (gpu:GPUS_PER_NODE;
+# empty for machines without GPUs), and SRUN_ARGS for srun.
 set -euo pipefail
 [ $# -ge 4 ] || { sed -n 2,4p "$0" | cut -c3- >&2; exit 2; }
 PARTITION=$1 JOB_NAME=$2 CONFIG=$3 CHECKPOINT=$4; shift 4

@@ -1,12 +1,17 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""Draw what a backbone sees: its levels, the attention of a place in each stage, and a trained model's predictions.
+"""Draw the levels of a backbone, the attention of one token in each stage, and a trained model's predictions.
 
     python tools/visualize.py IMAGE --config CONFIG [--checkpoint CHECKPOINT] --out DIR
 
-DIR gets levels.png: the backbone's maps and that of the plain ViT with the same weights, three principal components of
-each as red, green and blue; attention.png: how much the token at --point attends to the others, in the last block of
-each stage, averaged over heads; and with a checkpoint prediction.png. Without one the backbone has the pre-trained
-weights that the config names, and the pyramid of PlainViTPyramid random ones.
+DIR gets:
+    levels.png: the backbone's maps, and the plain ViT's map with the same weights. Red, green and blue are the first
+        three principal components.
+    attention.png: how much the token at --point attends to the others, in the last block of each stage, averaged over
+        heads.
+    prediction.png: with a checkpoint only.
+
+Without a checkpoint the backbone has the pre-trained weights that the config names. The pyramid of PlainViTPyramid
+is then newly initialised.
 """
 
 import argparse

@@ -12,7 +12,7 @@ vit = dict(
     plain='vit_base_patch16_224.mae',
     grid_spacing=2,
     drop_path_rate=0.1,
-    init_cfg=dict(type='PlainViT'),  # checkpoint=FILE for weights of your own
+    init_cfg=dict(type='PlainViT'),  # checkpoint=FILE for your own weights
 )
 model = dict(backbone=vit, decode_head=dict(in_channels=[768, 768, 768, 768]))
 optim_wrapper = dict(_base_.mask2former_adamw, _delete_=True)

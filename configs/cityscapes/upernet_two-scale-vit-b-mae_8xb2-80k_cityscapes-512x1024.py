@@ -1,4 +1,4 @@
-# The plain ViT, its patch embedding at 1/4 and its first quarter of blocks at 1/8: about twice its operations.
-# The map at 1/16 is that after half of the blocks; that at 1/32 is the deepest.
+# The plain ViT, its patch embedding at 1/4 and its first quarter of blocks at 1/8: about twice its FLOPs.
+# The map at 1/16 comes after half of the blocks, the map at 1/32 after all.
 _base_ = ['./upernet_hpvit-b-mae_8xb2-80k_cityscapes-512x1024.py', '../_base_/backbones/plain-vit-b-mae.py']
 model = dict(backbone=dict(_base_.plain_vit, type='TwoScaleViT', middle_depth=6))

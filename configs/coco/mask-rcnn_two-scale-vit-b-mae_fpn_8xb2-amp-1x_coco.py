@@ -1,3 +1,3 @@
-# The plain ViT, its patch embedding at 1/4 and its first quarter of blocks at 1/8: about twice its operations.
+# The plain ViT, its patch embedding at 1/4 and its first quarter of blocks at 1/8: about twice its FLOPs.
 _base_ = './mask-rcnn_plain-vit-b-mae_fpn_8xb2-amp-1x_coco.py'
 model = dict(backbone=dict(type='TwoScaleViT'))

@@ -1,4 +1,4 @@
-# The inherited data set has RandAugment and random erasing 0.25, as MAE's published code.
+# The inherited data set has RandAugment and random erasing 0.25, as in MAE's published code.
 _base_ = [
     '../_base_/models/classifier_hpvit-b-mae.py',
     'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py',

@@ -47,7 +47,7 @@ class PlainViTBackbone(BaseModule):
     """
 
     # Children without a counterpart in the plain ViT, which train at the rate of the head.
-    top_modules = ('out_norms',)
+    top_modules: tuple[str, ...] = ('out_norms',)
 
     def __init__(
         self,

@@ -26,10 +26,10 @@ from tqdm import tqdm
 
 from study.finetune import RUNS, VIT, WEIGHTS, finetuned
 from study.probe import Protocol, probed, table
-from study.report import summary_table, write_page, write_tables
+from study.report import write_page
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS, PAGE, README = ROOT / 'tools/study/results', ROOT / 'docs/study.md', ROOT / 'README.md'
+RESULTS, PAGE = ROOT / 'tools/study/results', ROOT / 'docs/study.md'
 
 QUARTERS = 'after=(3,6,9,12)'
 PLAIN, HPVIT, TWO_SCALE = f'plain:{VIT}', f'hpvit:{VIT}', f'two-scale:{VIT}'
@@ -158,9 +158,6 @@ def report(out: Path, page: Path) -> None:
         page.write_text('\n'.join(f'<!-- {name} -->\n<!-- /{name} -->\n' for name in names))
     write_page(page, frozen_rows, finetuned_rows)
     print(page)
-    if out == RESULTS and page == PAGE:
-        write_tables(README, dict(summary=summary_table(frozen_rows, finetuned_rows)))
-        print(README)
 
 
 def rows_of(path: Path) -> list[dict]:

@@ -7,5 +7,5 @@ vit = dict(
     plain='vit_base_patch16_224.mae',
     grid_spacing=2,  # cheaper and no worse: docs/study.md; for large images: docs/depths-and-layout.md
     drop_path_rate=0.1,  # ViTDet, appendix A.2, table 10; mmseg's config of MAE
-    init_cfg=dict(type='PlainViT'),  # checkpoint=FILE for weights of your own
+    init_cfg=dict(type='PlainViT'),  # checkpoint=FILE for your own weights
 )

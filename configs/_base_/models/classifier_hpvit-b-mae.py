@@ -8,7 +8,7 @@ backbone = dict(
     grid_spacing=1,  # as in pre-training, at its image size
     with_cp=True,  # 128 images a GPU in float32; ours
 )
-del backbone['_delete_']  # there is no backbone to take the place of
+del backbone['_delete_']  # there is no backbone to replace
 model = dict(
     type='ImageClassifier',
     backbone=backbone,

@@ -1,5 +1,5 @@
 # The fine-tuning of UPerNet in mmseg's config of MAE (mae-base_upernet, after BEiT): AdamW, layer-wise decay,
-# 1500 iterations of warm-up, then a linear fall.
+# 1500 iterations of warm-up, then linear decay.
 _base_ = ['mmseg::_base_/schedules/schedule_160k.py', '../optimizers/mae-adamw.py']
 
 optimizer = None  # the variable that the inherited schedule builds its SGD from
