@@ -72,7 +72,8 @@ class LayerIdDecayConstructor(DefaultOptimWrapperConstructor):
         model = getattr(model, 'module', model)
         wrapper_cfg = self.optim_wrapper_cfg.copy()
         wrapper_cfg.setdefault('type', 'OptimWrapper')
-        optimizer_cfg = self.optimizer_cfg.copy()
+        # A ConfigDict would make the groups ConfigDicts, on which a compiled optimiser step breaks.
+        optimizer_cfg = dict(self.optimizer_cfg)
         optimizer_cfg['params'] = self.param_groups(model)
         optimizer = OPTIMIZERS.build(optimizer_cfg)
         return OPTIM_WRAPPERS.build(wrapper_cfg, default_args=dict(optimizer=optimizer))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
@@ -69,6 +70,12 @@ def test_groups_by_name(backbone):
         k: (round(lr, 9), wd) for k, (lr, wd) in expected.items()
     }
     assert set(found) == {name for name, _ in model.named_parameters()}
+
+
+def test_groups_are_plain_dicts_also_from_a_config():
+    """torch.compile of the optimiser step breaks on mmengine's ConfigDict."""
+    optimizer = build_optim_wrapper(Detector(HPViT('tiny_patch16')), ConfigDict(config())).optimizer
+    assert {type(group) for group in optimizer.param_groups} == {dict}
 
 
 def test_groups_are_merged_by_rate_and_decay():
