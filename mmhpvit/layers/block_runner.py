@@ -68,16 +68,14 @@ def _run_group(
     recompute: bool,
 ) -> Tensor:
     """Run blocks on sequences of one shape, (B, n, P + L, C), which know nothing of each other."""
-    b, n, length, _ = group.shape
-    step = max(1, _tokens_at_a_time(group.device.type, n * b * length, recompute) // max(b * length, 1))
     parts = []
-    for start in range(0, n, step):
-        part = slice(start, min(start + step, n))
-        x = group[:, part].flatten(0, 1)
+    for some in _parts(group, recompute):
+        part = group[:, some]
+        x = part.flatten(0, 1)
         for index, block in blocks.items():
-            args = block, index, adapter, sequences.part(part), x, kept[index]
+            args = block, index, adapter, sequences.part(some), x, kept[index]
             x = checkpoint(_run_block, *args, use_reentrant=False) if recompute else _run_block(*args)
-        parts.append(x.unflatten(0, (b, part.stop - part.start)))
+        parts.append(x.unflatten(0, part.shape[:2]))
     return parts[0] if len(parts) == 1 else cat(parts, dim=1)
 
 
@@ -94,14 +92,16 @@ def _run_block(
     return block(x, *draws, *adapter.block_args(block, index, sequences))
 
 
-def _tokens_at_a_time(device: str, everything: int, recompute: bool) -> int:
-    """How many tokens of a group of sequences go through the blocks together.
+def _parts(group: Tensor, recompute: bool) -> list[slice]:
+    """Which sequences of each image go through the blocks together.
 
     Few stay in the cache of a CPU, and take little memory to predict or to recompute. A GPU is kept busy by many; and
-    a compiled or traced graph must serve all sizes.
+    a compiled or traced graph must serve all sizes, so nothing is computed from them.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return everything
-    if device == 'cpu':
-        return _CACHED_TOKENS
-    return _RECOMPUTED_TOKENS if recompute else everything
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if traced or (group.device.type != 'cpu' and not recompute):
+        return [slice(None)]
+    b, n, length, _ = group.shape
+    tokens = _CACHED_TOKENS if group.device.type == 'cpu' else _RECOMPUTED_TOKENS
+    step = max(1, tokens // max(b * length, 1))
+    return [slice(start, start + step) for start in range(0, n, step)]
