@@ -194,7 +194,13 @@ def compare(part: nn.Module, path: Path) -> float:
     for batch, size in zip(BATCHES, SIZES[path.suffix], strict=True):
         images = torch.randn(batch, 3, *size)
         with torch.no_grad():
-            expected, got = reference(images), run(images)
+            expected = reference(images)
+            try:
+                got = run(images)
+            except Exception as error:
+                # torch and onnxruntime raise many kinds, with pages of text.
+                reason = str(error).strip().splitlines()[0][:200]
+                stop(f'{path} does not run on images {tuple(images.shape)}: {type(error).__name__}, {reason}')
         for a, b in zip(expected, got, strict=True):
             if a.shape != b.shape:
                 stop(f'{path} gives {tuple(b.shape)} where torch gives {tuple(a.shape)}')
@@ -220,8 +226,13 @@ def main() -> None:
         # The exporters raise many kinds, with pages of text.
         reason = str(error.__cause__ or error).strip().splitlines()[0][:200]
         stop(f'{args.config} cannot be exported as {args.out.suffix}: {type(error).__name__}, {reason}')
-    difference = compare(part, args.out)
+    try:
+        difference = compare(part, args.out)
+    except BaseException:
+        args.out.unlink()
+        raise
     if difference > 1e-4:
+        args.out.unlink()
         stop(f'{args.out} differs from torch by {difference:.1e}, relative to the largest value')
     print(f'{args.out}: differs from torch by {difference:.1e} at three sizes')
 

@@ -1,6 +1,7 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """What is exported equals torch, and what cannot be is refused."""
 
+import os
 import sys
 
 import onnxruntime
@@ -42,23 +43,46 @@ def test_segmenter_as_onnx(tmp_path, env):
 
 
 @pytest.mark.slow
-def test_backbone_as_a_program(tmp_path, env):
-    out = tmp_path / 'backbone.pt2'
-    options = "model = dict(backbone=dict(type='PlainViTPyramid', out_indices=(3, 1), drop_path_rate=0.1))"
-    config = tmp_path / 'detector.py'
+@pytest.mark.parametrize('suffix', ['.pt2', '.onnx'])
+@pytest.mark.parametrize('kind', ['HPViT', 'TwoScaleViT', 'PlainViTPyramid'])
+def test_every_backbone_in_both_formats(kind, suffix, tmp_path, env):
+    """The tool compares batches of 1, 2 and 3 with torch."""
+    config, out = tmp_path / 'detector.py', tmp_path / f'backbone{suffix}'
+    options = f"model = dict(backbone=dict(type='{kind}', out_indices=(3, 1), drop_path_rate=0.1))"
     config.write_text(f"_base_ = '{ROOT / DETECTOR}'\n{options}\n")
     output = export(config, out, '--backbone', env=env)
     assert 'RANDOM weights' in output
     assert 'at three sizes' in output
-    maps = torch.export.load(out).module()(torch.randn(2, 3, 64, 320))
-    assert [m.shape for m in maps] == [(2, 64, 2, 10), (2, 64, 8, 40)]
+    if suffix == '.pt2':
+        maps = torch.export.load(out).module()(torch.randn(2, 3, 64, 320))
+        assert [m.shape for m in maps] == [(2, 64, 2, 10), (2, 64, 8, 40)]
 
 
 @pytest.mark.slow
-def test_two_scales_as_onnx(tmp_path, env):
-    config = tmp_path / 'detector.py'
-    config.write_text(f"_base_ = '{ROOT / DETECTOR}'\nmodel = dict(backbone=dict(type='TwoScaleViT'))\n")
-    assert 'at three sizes' in export(config, tmp_path / 'backbone.onnx', '--backbone', env=env)
+def test_a_program_that_differs_is_not_left_behind(tmp_path, env):
+    config, out = tmp_path / 'detector.py', tmp_path / 'backbone.onnx'
+    config.write_text(
+        f"_base_ = '{ROOT / DETECTOR}'\n"
+        "custom_imports = dict(imports=['mmhpvit', 'noisy_pooling'], allow_failed_imports=False)\n"
+        "model = dict(backbone=dict(type='NoisyPlainViT'))\n"
+    )
+    (tmp_path / 'noisy_pooling.py').write_text(NOISY)
+    env['PYTHONPATH'] += f'{os.pathsep}{tmp_path}'
+    assert 'differs from torch by' in export(config, out, '--backbone', env=env, fails=True)
+    assert not out.exists()
+
+
+NOISY = """
+import torch
+from mmengine.registry import MODELS
+from mmhpvit import PlainViTPyramid
+
+
+@MODELS.register_module()
+class NoisyPlainViT(PlainViTPyramid):
+    def forward(self, x):
+        return tuple(level + (1 if torch.compiler.is_exporting() else 0) for level in super().forward(x))
+"""
 
 
 @pytest.mark.slow
