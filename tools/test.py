@@ -5,13 +5,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import add_common_options, build_runner, leave_processes, load_config
+from launch import add_common_options, build_runner, leave_processes, load_config, run, stop
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 from torch import int16
 
 from mmhpvit.preflight.data import check_data, inner_datasets
-from mmhpvit.preflight.errors import stop
 from mmhpvit.preflight.model import check_operators
 from mmhpvit.preflight.weights import check_checkpoint
 
@@ -107,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run(main)
