@@ -16,6 +16,7 @@ from .engine.resume_hook import SkipTrainedData
 from .engine.safe_globals import allow_mmengine_checkpoints
 from .engine.sharded_strategy import ShardedStrategy
 from .layers import norm as norm
+from .preflight.hook import PreflightHook
 
 allow_mmengine_checkpoints()
 
@@ -27,6 +28,7 @@ __all__ = [
     'LoadReport',
     'PlainViTInit',
     'PlainViTPyramid',
+    'PreflightHook',
     'ShardedStrategy',
     'SkipTrainedData',
     'TwoScaleViT',

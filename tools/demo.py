@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from launch import stop
 from make_shapes import make_shapes
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
@@ -22,7 +23,6 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmhpvit import load_plain_weights
-from mmhpvit.preflight.errors import stop
 
 CONFIG = Path(__file__).resolve().parents[1] / 'configs/demo/mask-rcnn_hpvit-ti_fpn_shapes.py'
 SCORE = 0.3  # of what is drawn

@@ -21,12 +21,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from launch import read_config
+from launch import read_config, run, stop
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
-from mmhpvit.preflight.errors import stop
 from mmhpvit.preflight.model import own_backbone
 from mmhpvit.preflight.weights import check_checkpoint
 
@@ -238,4 +237,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

@@ -1,5 +1,5 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""What the tools share: options, reading of configs, and the start and end of a runner, with and without GPUs."""
+"""What the tools share: options, reading configs, and starting and ending a runner with or without GPUs."""
 
 import argparse
 import gc
@@ -11,11 +11,13 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
-# A clone that is not installed works too.
+# So that a clone works without installing it.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
@@ -23,9 +25,10 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmhpvit.preflight.errors import stop
+from mmhpvit import PreflightHook
+from mmhpvit.preflight.errors import ConfigError
 
-# Settings of mmcv 1.x, which nothing reads any more, and where they are now.
+# Settings of mmcv 1.x, which nothing reads any more, and what replaced them.
 OLD_SETTINGS = {
     'optimizer': 'optim_wrapper.optimizer',
     'optimizer_config': 'optim_wrapper',
@@ -38,12 +41,25 @@ OLD_SETTINGS = {
     'data': 'train_dataloader, val_dataloader and test_dataloader',
     'workflow': 'train_cfg.val_interval',
 }
-# What a config may have and this one has not, so that it is no slip of a similar name.
+# Settings that any config may add, so not misspellings of others.
 KNOWN_SETTINGS = (*inspect.signature(Runner.__init__).parameters, 'tta_model', 'tta_pipeline')
 
 
+def stop(message: str) -> NoReturn:
+    """End the tool with one line on stderr and exit status 1."""
+    sys.exit(f'error: {message}')
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a tool; a fault that a check finds in a config ends it with one line."""
+    try:
+        main()
+    except ConfigError as error:
+        stop(str(error))
+
+
 class Settings(DictAction):
-    """key=value as mmengine reads them; of a value that is no list the blanks stay, as in a path."""
+    """key=value as mmengine reads them, but blanks stay in a value that is not a list, such as a path."""
 
     @staticmethod
     def _parse_iterable(val: str) -> object:
@@ -67,7 +83,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(path: str) -> Config:
-    """Read a config file; where it needs mmpretrain, see that it is there."""
+    """Read a config file; stop if it needs mmpretrain and that cannot be imported."""
     leave_out_multimodal()
     try:
         cfg = Config.fromfile(path)
@@ -81,9 +97,9 @@ def read_config(path: str) -> Config:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Read the config file and apply the options of the command line that every tool has."""
+    """Read the config file and apply the options that every tool has."""
     if not Path(args.config).is_file():
-        stop(f'config {args.config!r} does not exist; the ones of this project are in configs/')
+        stop(f'config {args.config!r} does not exist; this project has its own in configs/')
     local_rank = os.environ.get('OMPI_COMM_WORLD_LOCAL_RANK', args.local_rank)  # set by mpirun
     os.environ.setdefault('LOCAL_RANK', str(local_rank))
     cfg = read_config(args.config)
@@ -103,10 +119,10 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def leave_out_multimodal() -> None:
-    """Make mmpretrain importable beside any transformers.
+    """Make mmpretrain importable with any version of transformers.
 
-    mmpretrain 1.2.0 imports its multimodal models wherever transformers is installed, and fails with version 5 of it;
-    so does mmdet then, which imports mmpretrain where it is there. Nothing here needs those models.
+    If transformers is installed, mmpretrain 1.2.0 imports its multimodal models, which fails with transformers 5. mmdet
+    imports mmpretrain if it can, so it fails too. Nothing here needs those models.
     """
     if importlib.util.find_spec('mmpretrain'):
         name = 'mmpretrain.models.multimodal'
@@ -114,7 +130,7 @@ def leave_out_multimodal() -> None:
 
 
 def require_mmpretrain() -> None:
-    """Stop where mmpretrain cannot be imported."""
+    """Stop if mmpretrain cannot be imported."""
     try:
         importlib.import_module('mmpretrain')
     except ImportError as error:
@@ -122,21 +138,23 @@ def require_mmpretrain() -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner that the config asks for, on the devices that are there."""
+    """Build the runner of a config, with or without GPUs; the tools have run the checks of PreflightHook already."""
     if not torch.cuda.is_available() and cfg.launcher != 'none':
         _use_gloo(cfg)
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.hooks[:] = [hook for hook in runner.hooks if not isinstance(hook, PreflightHook)]
+    return runner
 
 
 def latest_checkpoint(work_dir: str) -> str | None:
-    """The checkpoint to go on from: the one that mmengine calls the last, or else the newest whole one; None at first.
+    """The checkpoint to resume from: the one that ``last_checkpoint`` names, or else the newest complete one.
 
-    A death while ``last_checkpoint`` is written leaves it empty, and one between the removal of an old checkpoint and
-    the next leaves it with the name of what is gone.
+    None if there is none. A process killed while it writes ``last_checkpoint`` leaves it empty. One killed after it
+    removed an old checkpoint and before it wrote the next leaves the name of the removed one.
     """
     name = Path(work_dir, 'last_checkpoint')
     last = name.read_text().strip() if name.is_file() else ''
-    # The table of a zip archive is at its end, so one that was cut off is none. Some strategies write folders.
+    # A zip archive has its table at the end, so a file that was cut off is not one. Some strategies write folders.
     if last and ('://' in last or os.path.isdir(last) or zipfile.is_zipfile(last)):
         return last
     found = [
@@ -144,15 +162,15 @@ def latest_checkpoint(work_dir: str) -> str | None:
     ]
     for _, path in sorted(found, reverse=True):
         if zipfile.is_zipfile(path):
-            said = f'names {last!r}, which is no whole file' if last else 'is empty or not there'
-            print(f'{name} {said}; goes on from {path}', flush=True)
+            said = f'names {last!r}, which is not a complete file' if last else 'is empty or missing'
+            print(f'{name} {said}; resuming from {path}', flush=True)
             return str(path)
     if name.exists():
         stop(
-            f'{work_dir} has no whole checkpoint to go on from; {name} says {last!r}, delete it to begin anew'
+            f'{work_dir} has no complete checkpoint to resume from; {name} says {last!r}, delete it to start over'
         )
     if found:
-        print(f'{found[0][1]} was cut off, and nothing was saved before it; begins anew', flush=True)
+        print(f'{found[0][1]} was cut off, and nothing was saved before it; starting over', flush=True)
     return None
 
 
@@ -160,11 +178,11 @@ _CHECKPOINT = re.compile(r'(?:iter|epoch)_(\d+)\.pth$')
 
 
 def leave_processes() -> None:
-    """Wait for the other processes and take leave of them; to be called when the runner is let go.
+    """Synchronise the processes, then destroy the process group; delete the runner before.
 
-    The first process writes the last checkpoint while the others are done, and torchrun ends it if one of those fails.
-    gloo's threads may still hold tensors whose release needs the interpreter, and abort the process if that is gone;
-    they end with the process group, which ends when nothing refers to it.
+    The first process may still write the last checkpoint when the others are done, and torchrun would end it if one of
+    them failed. Threads of gloo may hold tensors and abort the process if they release them after the interpreter is
+    gone. They end with the process group, which ends when nothing refers to it.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return

@@ -25,7 +25,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from launch import read_config
+from launch import read_config, run, stop
 from mmcv import imfrombytes
 from mmengine.config import Config, ConfigDict
 from mmengine.infer import BaseInferencer
@@ -34,7 +34,6 @@ from mmengine.visualization import Visualizer
 from tqdm import tqdm
 
 from mmhpvit.preflight.data import inner_datasets
-from mmhpvit.preflight.errors import stop
 from mmhpvit.preflight.model import check_operators, known_classes
 from mmhpvit.preflight.weights import check_checkpoint
 
@@ -259,4 +258,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

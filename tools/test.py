@@ -5,13 +5,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import add_common_options, build_runner, leave_processes, load_config
+from launch import add_common_options, build_runner, leave_processes, load_config, run, stop
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 from torch import int16
 
 from mmhpvit.preflight.data import check_data, inner_datasets
-from mmhpvit.preflight.errors import stop
 from mmhpvit.preflight.model import check_operators
 from mmhpvit.preflight.weights import check_checkpoint
 
@@ -30,11 +29,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def draw_into(cfg: Config, folder: str) -> None:
-    """Let the visualization hook of the config's library draw every test image into a folder; with several processes,
-    those of the first."""
+    """Make the library's visualization hook draw every test image of the first process into a folder."""
     if 'visualization' not in cfg.get('default_hooks', {}):
         stop('--show-dir: the config has no default_hooks.visualization')
-    # mmdet's hook joins a relative folder to itself once an image, so the path must be absolute.
+    # mmdet's hook joins a relative folder to itself for each image, so the path must be absolute.
     folder = str(Path(folder).absolute())
     hook = cfg.default_hooks.visualization
     if cfg.default_scope == 'mmdet':
@@ -47,7 +45,7 @@ def draw_into(cfg: Config, folder: str) -> None:
 
 
 def augment(cfg: Config) -> None:
-    """Let the config's model predict on the images as its test-time augmentation changes them."""
+    """Switch the config to its test-time augmentation."""
     for name in ('tta_model', 'tta_pipeline'):
         if name not in cfg:
             stop(
@@ -59,7 +57,7 @@ def augment(cfg: Config) -> None:
 
 
 class DumpMaps(DumpResults):
-    """Predictions of a segmenter for a file: the class of each pixel in two bytes, without scores and labels."""
+    """Collects predictions of a segmenter: the class of each pixel as int16, without scores and labels."""
 
     def process(self, data_batch: object, data_samples: Sequence[dict]) -> None:
         super().process(data_batch, [_without_scores(sample) for sample in data_samples])
@@ -73,7 +71,7 @@ def _without_scores(sample: dict) -> dict:
 
 
 def dump(library: str, path: str) -> DumpResults:
-    """What collects the predictions of a library's models and writes them; masks of mmdet as COCO's RLE."""
+    """The metric that collects a library's predictions and writes them; masks of mmdet as COCO's RLE."""
     if library == 'mmdet':
         from mmdet.evaluation import DumpDetResults
 
@@ -93,7 +91,7 @@ def main() -> None:
     cfg.load_from = args.checkpoint
     if args.tta:
         augment(cfg)
-    # Else FlexibleRunner fetches the weights that training starts from.
+    # Otherwise FlexibleRunner loads the weights that training starts from.
     cfg.init_weights_for_test_or_val = False
     if args.show_dir:
         draw_into(cfg, args.show_dir)
@@ -107,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

@@ -3,21 +3,19 @@
 
 import argparse
 
-from launch import add_common_options, build_runner, latest_checkpoint, leave_processes, load_config
+from launch import (
+    add_common_options,
+    build_runner,
+    latest_checkpoint,
+    leave_processes,
+    load_config,
+    run,
+    stop,
+)
 
 from mmhpvit import SkipTrainedData
-from mmhpvit.preflight.data import check_data
-from mmhpvit.preflight.errors import stop
-from mmhpvit.preflight.model import check_backbone, check_library, check_num_classes, check_operators
-from mmhpvit.preflight.schedule import (
-    check_amp,
-    check_last_rates,
-    check_save_best,
-    check_schedule,
-    warn_of_length,
-    warn_of_warm_up,
-)
-from mmhpvit.preflight.weights import check_plain_weights, check_start, check_weights, warn_of_normalisation
+from mmhpvit.preflight.hook import check_training, warn_of_training
+from mmhpvit.preflight.weights import check_start
 
 
 def parse_args() -> argparse.Namespace:
@@ -27,7 +25,7 @@ def parse_args() -> argparse.Namespace:
         '--resume',
         nargs='?',
         const='auto',
-        help='go on from this checkpoint, or without a value from the last one in the work dir',
+        help='resume from this checkpoint, or without a value from the last one in the work dir',
     )
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
     parser.add_argument(
@@ -53,32 +51,19 @@ def main() -> None:
         stop(
             '--resume is empty (a variable that is not set?); give a checkpoint, or --resume alone for the last one'
         )
-    # A first start has nothing to go on from, and begins as without --resume.
+    # A first start has nothing to resume from and begins as without --resume.
     found = latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
     if found:
         cfg.resume, cfg.load_from = True, found
-    check_amp(cfg)
-    check_library(cfg)
-    check_backbone(cfg)
-    check_operators(cfg.model)
-    check_weights(cfg)
-    check_schedule(cfg)
-    check_last_rates(cfg)
-    check_save_best(cfg)
-    check_data(cfg, 'train_dataloader', *(['val_dataloader'] if cfg.get('val_cfg') is not None else []))
-    check_num_classes(cfg)
+    check_training(cfg)
     check_start(cfg)
-    check_plain_weights(cfg)
     runner = build_runner(cfg)
     runner.register_hook(SkipTrainedData())
-    warn_of_normalisation(cfg)
-    warn_of_warm_up(cfg, runner.train_loop.max_iters)
-    if args.auto_scale_lr:
-        warn_of_length(cfg, runner.world_size)
+    warn_of_training(runner)
     runner.train()
     del runner
     leave_processes()
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

@@ -22,7 +22,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from bench.frozen import regroup
-from launch import read_config
+from launch import read_config, run, stop
 from matplotlib import pyplot as plt
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from mmhpvit import HPViT, PlainViTPyramid
 from mmhpvit.backbones.stages import STRIDES, Stage
 from mmhpvit.layers.partition import Layout, partition, restore
-from mmhpvit.preflight.errors import stop
 from mmhpvit.preflight.model import own_backbone
 from mmhpvit.preflight.weights import check_checkpoint
 
@@ -284,4 +283,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

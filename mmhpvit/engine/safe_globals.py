@@ -7,10 +7,10 @@ from mmengine.logging import HistoryBuffer
 
 
 def allow_mmengine_checkpoints() -> None:
-    """Let ``torch.load`` rebuild what mmengine itself puts into a training checkpoint.
+    """Let ``torch.load`` read the training checkpoints of mmengine.
 
-    torch >= 2.6 loads tensors and plain containers only, unless a class is allowed by name. mmengine's
-    message hub keeps its scalars in :class:`mmengine.logging.HistoryBuffer`, which holds numpy arrays.
+    torch >= 2.6 loads only tensors, plain containers and classes that are allowed by name. mmengine's message hub
+    keeps its scalars in :class:`mmengine.logging.HistoryBuffer`, which holds numpy arrays.
     """
     HistoryBuffer.__getstate__ = _data_of_history_buffer
     version = tuple(int(part) for part in torch.__version__.split('.')[:2])
@@ -21,7 +21,7 @@ def allow_mmengine_checkpoints() -> None:
     except ImportError:  # numpy < 2
         from numpy.core.multiarray import _reconstruct, scalar
     kinds = (np.float64, np.float32, np.float16, np.int64, np.int32, np.uint8, np.bool_)
-    # numpy 1 and 2 write the same two functions under different names; read what either wrote.
+    # numpy 1 and 2 write the same two functions under different names; allow both.
     functions = [
         (function, f'numpy.{core}.multiarray.{function.__name__}')
         for function in (_reconstruct, scalar)
@@ -32,9 +32,9 @@ def allow_mmengine_checkpoints() -> None:
 
 
 def _data_of_history_buffer(buffer: HistoryBuffer) -> dict:
-    """What a buffer holds, without its statistics methods.
+    """The attributes of a buffer without its statistics methods.
 
-    mmengine writes those methods too; pickle names a method by ``getattr``, which safe loading rightly
-    refuses. They belong to the class, and ``__setstate__`` puts them back.
+    mmengine saves those methods too, and pickle stores a method as a call of ``getattr``, which safe loading rightly
+    refuses. They belong to the class, and ``__setstate__`` restores them.
     """
     return {key: value for key, value in vars(buffer).items() if key != 'statistics_methods'}

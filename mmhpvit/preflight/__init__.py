@@ -1,2 +1,2 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""What is checked before anything is built: a file for each part of a config."""
+"""Checks of a config before the first iteration, one file for each part of it."""

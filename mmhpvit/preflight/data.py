@@ -1,5 +1,5 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""Whether the data that a config names is there and fits."""
+"""Whether the data of a config exists and has the labels that the config names."""
 
 import json
 import os
@@ -10,143 +10,62 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import list_dir_or_file
 
-from .errors import stop
+from .errors import ConfigError, first_on_machine
 
-# As torchrun, srun and mpirun tell it.
-LOCAL_RANKS = ('SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK', 'LOCAL_RANK')
-# mmpretrain's data sets that have a folder of the split's name, and those that fetch what is not there.
+# Data sets of mmpretrain with one folder per split, and those that download what is missing.
 SPLIT_IS_FOLDER = ('ImageNet', 'ImageNet21k')
 DOWNLOADED = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
 
 
 def check_data(cfg: Config, *loaders: str) -> None:
-    """Stop where a local annotation file or folder is not there or does not fit, before anything is built."""
-    missing, options, found = [], [], []
-    for loader in filter(cfg.get, loaders):
-        for key, dataset in inner_datasets(cfg[loader].get('dataset', {}), f'{loader}.dataset'):
-            root = dataset.get('data_root') or ''
-            prefix = dataset.get('data_prefix') or {}
-            prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
-            paths = [dataset.get('ann_file'), *prefixes]
-            paths = [os.path.join(root, path) for path in paths if isinstance(path, str) and path]
-            paths = paths or _paths_of_split(dataset)
-            missing += [(f'{key}', path) for path in missing_paths(paths, dataset)]
-            options.append(f'{key}.data_root=FOLDER')
-            found.append((key, dataset))
-        key = loader.replace('dataloader', 'evaluator')
-        evaluators = cfg.get(key) or []
-        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
-            path = evaluator.get('ann_file')
-            if isinstance(path, str):
-                missing += [(f'{key}.ann_file', path) for path in missing_paths([path], evaluator)]
-                options.append(f'{key}.ann_file=FILE')
+    """Check that local data exists and that its labels are those of the config.
+
+    Args:
+        cfg: The config.
+        loaders: Which of its dataloaders, such as ``'train_dataloader'``; their evaluators are checked as well.
+
+    Raises:
+        ConfigError: A missing file or folder; classes that are not those of the annotations, in their order; a folder
+            without an image of the expected suffix. Only the first process of a machine looks into files.
+    """
+    datasets = [found for loader in loaders for found in datasets_of(cfg, loader)]
+    places = [(key, f'{key}.data_root=FOLDER', dataset, _paths(dataset)) for key, dataset in datasets]
+    for key in (f'{loader.replace("dataloader", "evaluator")}' for loader in loaders):
+        for evaluator in as_list(cfg.get(key)):
+            if isinstance(evaluator.get('ann_file'), str):
+                file = f'{key}.ann_file'
+                places.append((file, f'{file}=FILE', evaluator, [evaluator['ann_file']]))
+    missing = [(key, path) for key, _, node, paths in places for path in missing_paths(paths, node)]
     if missing:
         key, path = missing[0]
-        stop(
+        raise ConfigError(
             f'{path} does not exist ({key}, looked from {Path.cwd()}); link the data there, or say where '
-            f'it is: --cfg-options {" ".join(options)}'
+            f'it is: --cfg-options {" ".join(option for _, option, *_ in places)}'
         )
-    if first_of_the_machine():
-        for key, dataset in found:
+    if first_on_machine():
+        for key, dataset in datasets:
             _check_classes(key, dataset)
             _check_suffix(key, dataset)
 
 
-def _paths_of_split(dataset: ConfigDict) -> list[str]:
-    """What is to be there of a data set that names neither files nor folders: it knows them by its split."""
-    kind, root = dataset.get('type'), dataset.get('data_root')
-    kind = kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', None)
-    if not root or (kind in DOWNLOADED and dataset.get('download', True)):
-        return []
-    return [os.path.join(root, (dataset.get('split') or '') if kind in SPLIT_IS_FOLDER else '')]
+def as_list(node: object) -> list:
+    """A part of a config that may be one dict or a list of them, or missing."""
+    return [node] if isinstance(node, dict) else list(node or [])
 
 
-def missing_paths(paths: list[str], node: ConfigDict) -> list[str]:
-    """The paths that are local and not there; storage of another kind is left to its own reader."""
-    if node.get('backend_args'):
-        return []
-    return [path for path in paths if '://' not in path and not os.path.exists(path)]
+def type_name(node: dict) -> str:
+    """The ``type`` of a part of a config without its library; configs in pure Python have the class itself."""
+    kind = node.get('type')
+    return kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', '')
 
 
-def first_of_the_machine() -> bool:
-    """Whether this process looks into files: one a machine, so that each says what is wrong there."""
-    return int(next((os.environ[n] for n in LOCAL_RANKS if n in os.environ), 0)) == 0
-
-
-def train_datasets(cfg: Config) -> list[tuple[str, ConfigDict]]:
-    """The data sets that are trained on, and where the config has them."""
-    loader = cfg.get('train_dataloader') or {}
-    return list(inner_datasets(loader.get('dataset') or {}, 'train_dataloader.dataset'))
-
-
-def named_classes(dataset: ConfigDict) -> list[str] | None:
-    """The names in ``metainfo.classes``, which may be those of a file's lines; None where there are none."""
-    classes = (dataset.get('metainfo') or {}).get('classes')
-    if isinstance(classes, str):
-        return Path(classes).read_text().splitlines() if os.path.isfile(classes) else None
-    return list(classes) if classes else None
-
-
-def _check_classes(key: str, dataset: ConfigDict) -> None:
-    """Stop where the config's classes are not those of a file in COCO's format, in its order.
-
-    mmdet gives labels in the order of the file's categories, whatever the order of ``metainfo.classes``.
-    """
-    classes = (dataset.get('metainfo') or {}).get('classes')
-    file = dataset.get('ann_file')
-    if (
-        dataset.type != 'CocoDataset'
-        or not classes
-        or not isinstance(file, str)
-        or dataset.get('backend_args')
-    ):
-        return
-    path = os.path.join(dataset.get('data_root') or '', file)
-    if not os.path.isfile(path):
-        return
-    given, classes = classes, named_classes(dataset)
-    if classes is None:
-        stop(f'{key}.metainfo.classes={given!r}: expected a tuple of names, for one class ({given!r},)')
-    names = _categories(path, key)
-    unknown = [name for name in classes if name not in names]
-    if unknown:
-        stop(f'{key}.metainfo.classes has {unknown[0]!r}, but the categories of {path} are {names}')
-    ordered = [name for name in names if name in classes]
-    if ordered != list(classes):
-        stop(
-            f'{key}.metainfo.classes={tuple(classes)}: expected {tuple(ordered)}, the order of the categories of '
-            f'{path}, in which mmdet gives labels'
-        )
-
-
-def _check_suffix(key: str, dataset: ConfigDict) -> None:
-    """Stop where a folder of mmseg's has no image of the suffix that it looks for."""
-    suffix = dataset.get('img_suffix') or ('.jpg' if dataset.type == 'BaseSegDataset' else None)
-    prefix = dataset.get('data_prefix')
-    folder = prefix.get('img_path') if isinstance(prefix, dict) else None
-    if not suffix or not folder or dataset.get('ann_file') or dataset.get('backend_args'):
-        return
-    folder = os.path.join(dataset.get('data_root') or '', folder)
-    if os.path.isdir(folder):
-        images = list_dir_or_file(
-            folder, list_dir=False, suffix=suffix, recursive=True
-        )  # as mmseg looks for them
-        if next(iter(images), None) is None:
-            stop(f'{folder} has no file that ends in {suffix!r} ({key}.img_suffix)')
-
-
-@lru_cache
-def _categories(path: str, key: str) -> list[str]:
-    """Names of the categories of a file in COCO's format, in its order."""
-    try:
-        return [category['name'] for category in json.loads(Path(path).read_text())['categories']]
-    except (ValueError, KeyError, TypeError) as error:
-        what = f'no {error}' if isinstance(error, KeyError) else error
-        stop(f"{path} is no whole file in COCO's format ({what}; {key}.ann_file); it may be cut off")
+def datasets_of(cfg: Config, loader: str) -> list[tuple[str, ConfigDict]]:
+    """The data sets of a dataloader, with their config keys."""
+    return list(inner_datasets((cfg.get(loader) or {}).get('dataset') or {}, f'{loader}.dataset'))
 
 
 def inner_datasets(dataset: ConfigDict, key: str) -> Iterator[tuple[str, ConfigDict]]:
-    """The datasets inside wrappers such as RepeatDataset and ConcatDataset, with their config keys."""
+    """The data sets inside wrappers such as RepeatDataset and ConcatDataset, with their config keys."""
     if 'dataset' in dataset:
         yield from inner_datasets(dataset['dataset'], f'{key}.dataset')
     elif 'datasets' in dataset:
@@ -154,3 +73,80 @@ def inner_datasets(dataset: ConfigDict, key: str) -> Iterator[tuple[str, ConfigD
             yield from inner_datasets(inner, f'{key}.datasets.{i}')
     else:
         yield key, dataset
+
+
+def missing_paths(paths: list[str], node: ConfigDict) -> list[str]:
+    """The local paths that do not exist; URLs and other storage (``backend_args``) are not looked at."""
+    if node.get('backend_args'):
+        return []
+    return [path for path in paths if '://' not in path and not os.path.exists(path)]
+
+
+def named_classes(dataset: ConfigDict) -> list[str] | None:
+    """The names in ``metainfo.classes``, a list or a file with one a line; None if there are none."""
+    classes = (dataset.get('metainfo') or {}).get('classes')
+    if isinstance(classes, str):
+        return Path(classes).read_text().splitlines() if os.path.isfile(classes) else None
+    return list(classes) if classes else None
+
+
+def _paths(dataset: ConfigDict) -> list[str]:
+    root, prefix, kind = dataset.get('data_root') or '', dataset.get('data_prefix') or {}, type_name(dataset)
+    prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
+    names = [name for name in (dataset.get('ann_file'), *prefixes) if isinstance(name, str) and name]
+    if not names and root and not (kind in DOWNLOADED and dataset.get('download', True)):
+        names = [(dataset.get('split') or '') if kind in SPLIT_IS_FOLDER else '']
+    return [os.path.join(root, name) for name in names]
+
+
+def _check_classes(key: str, dataset: ConfigDict) -> None:
+    """Compare ``metainfo.classes`` with the categories of a COCO file.
+
+    mmdet numbers labels in the order of the file's categories, whatever the order of ``metainfo.classes``.
+    """
+    given, file = (dataset.get('metainfo') or {}).get('classes'), dataset.get('ann_file')
+    if type_name(dataset) != 'CocoDataset' or not given or not isinstance(file, str):
+        return
+    path = os.path.join(dataset.get('data_root') or '', file)
+    if dataset.get('backend_args') or not os.path.isfile(path):
+        return
+    classes = named_classes(dataset)
+    if classes is None:
+        raise ConfigError(
+            f'{key}.metainfo.classes={given!r}: expected a tuple of names, for one class ({given!r},)'
+        )
+    names = _categories(path, key)
+    if unknown := [name for name in classes if name not in names]:
+        raise ConfigError(
+            f'{key}.metainfo.classes has {unknown[0]!r}, but the categories of {path} are {names}'
+        )
+    ordered = [name for name in names if name in classes]
+    if ordered != classes:
+        raise ConfigError(
+            f'{key}.metainfo.classes={tuple(classes)}: expected {tuple(ordered)}, the order of the categories of '
+            f'{path}, in which mmdet numbers the labels'
+        )
+
+
+@lru_cache
+def _categories(path: str, key: str) -> list[str]:
+    try:
+        return [category['name'] for category in json.loads(Path(path).read_text())['categories']]
+    except (ValueError, KeyError, TypeError) as error:
+        what = f'no {error}' if isinstance(error, KeyError) else error
+        raise ConfigError(
+            f'{path} is not a complete COCO file ({what}; {key}.ann_file); it may be cut off'
+        ) from error
+
+
+def _check_suffix(key: str, dataset: ConfigDict) -> None:
+    """Look for an image of the suffix in a folder; without one mmseg fails and names neither."""
+    suffix = dataset.get('img_suffix') or ('.jpg' if type_name(dataset) == 'BaseSegDataset' else None)
+    prefix = dataset.get('data_prefix')
+    folder = prefix.get('img_path') if isinstance(prefix, dict) else None
+    if not suffix or not folder or dataset.get('ann_file') or dataset.get('backend_args'):
+        return
+    folder = os.path.join(dataset.get('data_root') or '', folder)
+    # As mmseg lists them, links to folders included.
+    if os.path.isdir(folder) and not any(list_dir_or_file(folder, False, True, suffix, recursive=True)):
+        raise ConfigError(f'{folder} has no file that ends in {suffix!r} ({key}.img_suffix)')

@@ -1,19 +1,25 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""One line of error or of warning."""
+"""What the checks raise, and how they warn."""
 
+import logging
 import os
-import sys
 
-# As torchrun, srun and mpirun tell the number of a process.
-RANKS = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+from mmengine.logging import print_log
+
+# How srun, mpirun and torchrun number the processes of one machine.
+LOCAL_RANKS = ('SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK', 'LOCAL_RANK')
 
 
-def stop(message: str) -> None:
-    """End the program with one line of error."""
-    sys.exit(f'error: {message}')
+class ConfigError(ValueError):
+    """A config that cannot do what it says. One line: the value, what was expected, what to type."""
 
 
 def warn(message: str) -> None:
-    """Say one line of warning, once however many processes there are."""
-    if int(next((os.environ[name] for name in RANKS if name in os.environ), 0)) == 0:
-        print(f'WARNING: {message}', flush=True)
+    """Log a warning to the screen and, once there is a runner, to its log file; only the first process does."""
+    if first_on_machine():
+        print_log(message, logger='current', level=logging.WARNING)
+
+
+def first_on_machine() -> bool:
+    """Whether this process is the first of its machine, the one that looks into files."""
+    return int(next((os.environ[name] for name in LOCAL_RANKS if name in os.environ), 0)) == 0

@@ -1,5 +1,5 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""Whether the weights that a config names are there and are of its model."""
+"""Whether the checkpoints of a config exist and belong to its model."""
 
 import ast
 import copy
@@ -14,154 +14,126 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
-from .data import first_of_the_machine, missing_paths
-from .errors import stop, warn
-from .model import own_backbone
+from ..backbones.timm_vit import build_plain_vit
+from ..checkpoints.load import expected_images
+from .data import as_list, missing_paths
+from .errors import ConfigError, first_on_machine, warn
+from .model import on_meta, own_backbone
 
 # Options of a backbone that change how it is trained, not what it computes.
 OF_TRAINING = ('init_cfg', 'frozen_stages', 'drop_path_rate', 'with_cp', 'compile_blocks')
 
 
-def check_weights(cfg: Config) -> None:
-    """Stop where a checkpoint to resume from or to start from is not there."""
-    if cfg.get('load_from') == '':
-        stop('load_from is empty (a variable that is not set?); give a checkpoint, or leave it out')
-    if cfg.get('load_from') and missing_paths([cfg.load_from], cfg):
-        stop(f'checkpoint {cfg.load_from!r} does not exist (to resume or to load from)')
-    init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or []
-    for one in [init_cfg] if isinstance(init_cfg, dict) else init_cfg:
-        path = one.get('checkpoint') if _is_ours(one) else None
+def check_files(cfg: Config) -> None:
+    """Check that the checkpoints to resume, to start from and of the plain ViT exist.
+
+    Raises:
+        ConfigError: An empty name, which mmengine takes for none, or a missing file.
+    """
+    named = [('load_from', cfg.get('load_from'))]
+    for one in as_list((cfg.model.get('backbone') or {}).get('init_cfg')):
+        if isinstance(one, dict) and one.get('type') == 'PlainViT':
+            named.append(('model.backbone.init_cfg.checkpoint', one.get('checkpoint')))
+    for key, path in named:
         if path == '':
-            stop(
-                'model.backbone.init_cfg.checkpoint is empty (a variable that is not set?); give a file or URL, or '
-                'None for the weights that timm has'
-            )
+            raise ConfigError(f'{key} is empty (a variable that is not set?); give a file or URL, or None')
         if path and missing_paths([path], cfg):
-            stop(
-                f'checkpoint {path!r} does not exist (model.backbone.init_cfg.checkpoint, looked from '
-                f'{Path.cwd()}); give a file or URL, or None for the weights that timm has'
+            raise ConfigError(
+                f'checkpoint {path!r} does not exist ({key}, looked from {Path.cwd()}); give a file or URL, or None'
             )
-
-
-def _is_ours(init_cfg: object) -> bool:
-    return isinstance(init_cfg, dict) and init_cfg.get('type') == 'PlainViT'
 
 
 def check_start(cfg: Config) -> None:
-    """Stop where the checkpoint to go on or to start from cannot be read, or holds no such backbone. Once a machine.
+    """Read the local checkpoint of ``load_from`` and check it with :func:`check_loaded`, once per machine.
 
-    mmengine would start with random weights in place of what it does not find, or fail after all is built.
+    Raises:
+        ConfigError: A file that cannot be read, or as :func:`check_loaded`.
     """
     path = cfg.get('load_from')
-    options = copy.deepcopy(cfg.model.get('backbone') or {})
-    kind = own_backbone(options.pop('type', None))
-    if not path or '://' in path or not _reads_as_data() or not first_of_the_machine():
-        return
-    if Path(path).is_dir():
-        if 'runner_type' not in cfg:  # some strategies of FlexibleRunner write folders
-            stop(f'{path} is a folder: expected one of the checkpoints in it')
-        return
-    checkpoint = _read(path)
+    # DeepSpeed writes folders, which only mmengine reads.
+    if path and '://' not in path and not Path(path).is_dir() and _reads_as_data() and first_on_machine():
+        check_loaded(cfg, _read(path), path)
+
+
+def check_loaded(cfg: Config, checkpoint: object, path: str) -> None:
+    """Check a checkpoint that a training resumes or starts from; mmengine leaves out what does not fit.
+
+    Args:
+        cfg: The config, with ``resume``.
+        checkpoint: What ``path`` holds.
+        path: Its name for messages.
+
+    Raises:
+        ConfigError: No weight fits ``model.backbone``; to resume, a checkpoint that no training wrote, or any weight
+            of the backbone that is missing or has another shape.
+    """
+    found = _weights_in(checkpoint, path)
     if cfg.get('resume') and not {'meta', 'state_dict'} <= checkpoint.keys():
-        stop(f'{path} is no checkpoint of a training to go on with; to start from its weights set load_from')
-    if kind is None:
+        raise ConfigError(
+            f'{path} is no checkpoint of a training to resume; to start from its weights set load_from without resume'
+        )
+    backbone = on_meta(cfg)
+    if backbone is None:
         return
-    with torch.device('meta'):
-        own = {f'backbone.{name}': value for name, value in kind(**options).state_dict().items()}
-    found = _weights_in(checkpoint)
+    own = {f'backbone.{name}': value for name, value in backbone.state_dict().items()}
     other = [name for name in own if name not in found or found[name].shape != own[name].shape]
     if len(other) == len(own):
-        stop(
+        raise ConfigError(
             f'{path} holds nothing of model.backbone; weights of a plain ViT go into '
             'model.backbone.init_cfg.checkpoint and not into load_from'
         )
-    if cfg.get('resume') and other:
-        stop(
-            f'{path} is of another model.backbone: {len(other)} weights missing or of another shape ({other[0]}, ...); '
-            'training writes its config beside its checkpoints'
-        )
-
-
-def _reads_as_data() -> bool:
-    """Whether this torch reads a checkpoint of mmengine without executing what is in it."""
-    return tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 6)
-
-
-def _read(path: str) -> dict:
-    """What a checkpoint holds; nothing in it is executed."""
-    import mmhpvit  # noqa: F401 (what mmengine's checkpoints hold may be read)
-
-    try:
-        # Of weights in a zip archive only names and shapes are looked at, so that they need not be in memory.
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        stop(f'{path} cannot be read as a checkpoint ({reason}); it may be cut off')
-    if not isinstance(checkpoint, dict):
-        stop(f'{path} holds a {type(checkpoint).__name__}: expected a dict of weights')
-    return checkpoint
-
-
-def _weights_in(checkpoint: dict) -> dict[str, Tensor]:
-    return _named(checkpoint.get('state_dict', checkpoint))
-
-
-def _named(state: dict) -> dict:
-    """Weights by their names in the model itself, without that of a wrapper."""
-    return {re.sub(r'^module\.', '', key): value for key, value in state.items()}
-
-
-def check_plain_weights(cfg: Config) -> None:
-    """Stop where a local file of plain ViT weights is not of the backbone's ViT. Once a machine."""
-    from ..backbones.timm_vit import build_plain_vit
-    from ..checkpoints.load import plain_weights
-
-    backbone = cfg.model.get('backbone') or {}
-    if own_backbone(backbone.get('type')) is None or cfg.get('load_from') or not first_of_the_machine():
-        return
-    init_cfg = backbone.get('init_cfg') or []
-    for one in [init_cfg] if isinstance(init_cfg, dict) else init_cfg:
-        path = one.get('checkpoint') if _is_ours(one) else None
-        if not path or '://' in path or missing_paths([path], cfg) or Path(path).is_dir():
-            continue
-        try:
-            plain_weights(
-                build_plain_vit(backbone.plain, device='meta'), backbone.plain, path, one.get('source')
+    if cfg.get('resume'):
+        if other:
+            raise ConfigError(
+                f'{path} is of another model.backbone: {len(other)} weights missing or of another shape ({other[0]}, '
+                '...); training writes its config beside its checkpoints'
             )
-        except (OSError, ValueError) as error:
-            stop(f'model.backbone.init_cfg: {error}')
+        _warn_of_other_options(cfg, path, checkpoint['meta'].get('cfg'))
 
 
 def check_checkpoint(cfg: Config, path: str) -> None:
-    """Stop where a checkpoint is not of the config's model; mmengine would go on with random weights in its place.
+    """Read a local checkpoint and check it with :func:`check_trained`; mmengine reads URLs.
 
-    The model is built without memory for its weights where it can be. URLs are left to mmengine.
+    Raises:
+        ConfigError: A file that cannot be read, or as :func:`check_trained`.
     """
-    if '://' in path or not _reads_as_data():
-        return
-    checkpoint = _read(path)
-    found = _weights_in(checkpoint)
+    if '://' not in path and _reads_as_data():
+        check_trained(cfg, _read(path), path)
+
+
+def check_trained(cfg: Config, checkpoint: object, path: str) -> None:
+    """Check that a checkpoint holds the whole model of a config; mmengine would leave random weights in the rest.
+
+    Args:
+        cfg: The config. Its model is built once more, without memory if it can be.
+        checkpoint: What ``path`` holds.
+        path: Its name for messages.
+
+    Raises:
+        ConfigError: Weights of the model that are missing or have another shape, or unexpected ones of the backbone.
+    """
+    found = _weights_in(checkpoint, path)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = copy.deepcopy(cfg.model)
     if cfg.get('data_preprocessor') and not model.get('data_preprocessor'):
         model.data_preprocessor = cfg.data_preprocessor
     try:
         with torch.device('meta'):
-            own = _named(MODELS.build(model).state_dict())
+            own = _unwrapped(MODELS.build(model).state_dict())
     except (RuntimeError, NotImplementedError):  # Swin and others read values while they are built
-        own = _named(MODELS.build(model).state_dict())
+        own = _unwrapped(MODELS.build(model).state_dict())
     missing = [key for key in own if key not in found]
     wrong = [key for key in own if key in found and found[key].shape != own[key].shape]
     unknown = [key for key in found if key not in own]
     if missing and not any(key.startswith('backbone.') for key in found):
-        stop(
+        raise ConfigError(
             f'{path} holds no detector, segmenter or classifier: no name begins with backbone.; weights of a plain ViT '
             'go into model.backbone.init_cfg.checkpoint'
         )
     lists = dict(missing=missing, unknown=unknown) | {'of another shape': wrong}
     text = ', '.join(f'{len(keys)} weights {what} ({keys[0]}, ...)' for what, keys in lists.items() if keys)
     if missing or wrong or any(key.startswith('backbone.') for key in unknown):
-        stop(
+        raise ConfigError(
             f'{path} is not of this config, which has {text}; training writes its config beside its checkpoints'
         )
     if unknown:
@@ -169,13 +141,39 @@ def check_checkpoint(cfg: Config, path: str) -> None:
     _warn_of_other_options(cfg, path, (checkpoint.get('meta') or {}).get('cfg'))
 
 
+def _reads_as_data() -> bool:
+    """Whether this torch reads mmengine's checkpoints without executing anything in them."""
+    return tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 6)
+
+
+def _read(path: str) -> object:
+    try:
+        # Only names and shapes are needed, so the weights of a zip archive stay on the disk.
+        return torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ConfigError(f'{path} cannot be read as a checkpoint ({reason}); it may be cut off') from error
+
+
+def _weights_in(checkpoint: object, path: str) -> dict[str, Tensor]:
+    if not isinstance(checkpoint, dict):
+        raise ConfigError(f'{path} holds a {type(checkpoint).__name__}: expected a dict of weights')
+    weights = _unwrapped(checkpoint.get('state_dict', checkpoint))
+    return {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+
+
+def _unwrapped(state: dict) -> dict:
+    """Weights by their names in the model itself, without that of a wrapper."""
+    return {re.sub(r'^module\.', '', name): value for name, value in state.items()}
+
+
 def _warn_of_other_options(cfg: Config, path: str, trained: str | None) -> None:
-    """Say which options of the backbone a checkpoint was trained with otherwise: its weights may fit all the same.
+    """Warn if a checkpoint was trained with other options of the backbone: its weights may fit all the same.
 
     Args:
-        cfg: The config at hand.
-        path: Of the checkpoint.
-        trained: The config that mmengine wrote into it; it is read and not run. None where there is none.
+        cfg: The config.
+        path: Name of the checkpoint.
+        trained: The config that mmengine wrote into it, which is parsed and not run; None if there is none.
     """
     model = cfg.model.get('module') or cfg.model  # test-time augmentation wraps the model
     now = _all_options(model.get('backbone') or {})
@@ -184,7 +182,9 @@ def _warn_of_other_options(cfg: Config, path: str, trained: str | None) -> None:
     try:
         before = _all_options(_backbone_in(trained))
     except (SyntaxError, ValueError):
-        warn(f'what model.backbone {path} was trained with is not told: its config there is no plain data')
+        warn(
+            f'the model.backbone that {path} was trained with is not known: its config there is no plain data'
+        )
         return
     if before is None:
         return
@@ -198,7 +198,7 @@ def _warn_of_other_options(cfg: Config, path: str, trained: str | None) -> None:
 
 
 def _all_options(backbone: dict) -> dict | None:
-    """The options of a backbone of this package that tell what it computes, defaults as well; None of others."""
+    """The options of a backbone of this package that change what it computes, with defaults; None for others."""
     kind = own_backbone(backbone.get('type'))
     if kind is None:
         return None
@@ -210,11 +210,11 @@ def _all_options(backbone: dict) -> dict | None:
 
 
 def _backbone_in(text: str) -> dict:
-    """``model.backbone`` of a config as mmengine writes it; empty where it has none.
+    """``model.backbone`` of a config in mmengine's notation; empty if it has none.
 
     Raises:
-        SyntaxError: It is no Python.
-        ValueError: It is more than numbers, names and the like.
+        SyntaxError: Not Python.
+        ValueError: More than numbers, strings and containers of them.
     """
     for node in ast.parse(text).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == 'model':
@@ -235,12 +235,9 @@ def _value(node: ast.expr) -> object:
 
 
 def warn_of_normalisation(cfg: Config) -> None:
-    """Say where images are normalised otherwise than for any of the weights that timm has of the plain ViT."""
-    from ..backbones.timm_vit import build_plain_vit
-    from ..checkpoints.load import expected_images
-
+    """Warn if images are normalised otherwise than for any weights that timm has of the plain ViT."""
     backbone = cfg.model.get('backbone') or {}
-    # As mmengine has it: the model's own first.
+    # mmengine prefers the model's own.
     given = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     own = [*(given.get('mean') or ()), *(given.get('std') or ())]
     if own_backbone(backbone.get('type')) is None or len(own) != 6:
@@ -252,5 +249,5 @@ def warn_of_normalisation(cfg: Config) -> None:
         wanted = ' or '.join(f'mean={list(mean)}, std={list(std)}' for mean, std in known)
         warn(
             f'model.data_preprocessor has mean={list(given.mean)}, std={list(given.std)}; weights of {plain} were '
-            f'trained with {wanted}, and lose much of what they know without; set model.data_preprocessor'
+            f'trained with {wanted} and are much worse otherwise; set model.data_preprocessor'
         )

@@ -8,6 +8,7 @@ from small_configs import config
 
 from mmhpvit.preflight import data as data_checks
 from mmhpvit.preflight.data import check_data
+from mmhpvit.preflight.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ def test_classes_are_those_of_the_file_in_its_order(names, classes, message, tmp
     if message is None:
         check_data(cfg, 'train_dataloader')
         return
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(ConfigError, match=message):
         check_data(cfg, 'train_dataloader')
 
 
@@ -69,7 +70,7 @@ def test_data_that_is_known_by_its_split_is_looked_for_where_it_is(dataset, miss
     if missing is None:
         check_data(cfg, 'train_dataloader')
         return
-    with pytest.raises(SystemExit, match=f'{tmp_path / missing}/? does not exist'):
+    with pytest.raises(ConfigError, match=f'{tmp_path / missing}/? does not exist'):
         check_data(cfg, 'train_dataloader')
 
 
@@ -79,7 +80,7 @@ def test_folder_without_an_image_of_the_suffix_is_said(tmp_path):
     (tmp_path / 'images').mkdir()
     (tmp_path / 'images/deeper').symlink_to(tmp_path / 'elsewhere')
     own = dict(type='BaseSegDataset', data_root=str(tmp_path), data_prefix=dict(img_path='images'))
-    with pytest.raises(SystemExit, match=r"images has no file that ends in '.jpg'"):
+    with pytest.raises(ConfigError, match=r"images has no file that ends in '.jpg'"):
         check_data(Config(dict(train_dataloader=dict(dataset=own))), 'train_dataloader')
     check_data(Config(dict(train_dataloader=dict(dataset=own | dict(img_suffix='.png')))), 'train_dataloader')
 
@@ -94,7 +95,7 @@ def test_annotations_that_are_cut_off_are_named(tmp_path, shapes):
     ):
         path.write_text(text)
         data_checks._categories.cache_clear()
-        with pytest.raises(SystemExit, match=f"{path} is no whole file in COCO's format.*{message}"):
+        with pytest.raises(ConfigError, match=f'{path} is not a complete COCO file.*{message}'):
             check_data(config(train_dataloader=dict(dataset=dataset)), 'train_dataloader')
 
 
@@ -109,7 +110,7 @@ def test_what_is_not_here_is_named_and_other_storage_is_left_to_its_reader(tmp_p
         check_data(Config(loader), 'train_dataloader')
         loader['train_dataloader']['dataset'] = kind
         with pytest.raises(
-            SystemExit, match=r'does not exist .*--cfg-options train_dataloader\.dataset\.data_root'
+            ConfigError, match=r'does not exist .*--cfg-options train_dataloader\.dataset\.data_root'
         ):
             check_data(Config(loader), 'train_dataloader')
     # There by chance under the same path, and of another kind: only the storage's reader knows.

@@ -1,25 +1,55 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+import re
+
 import pytest
 import torch
 from mmengine.config import Config
 from small_configs import config
 
+from mmhpvit.preflight.errors import ConfigError
 from mmhpvit.preflight.schedule import (
     check_amp,
     check_last_rates,
     check_save_best,
-    check_schedule,
+    warn_of_end,
+    warn_of_last_rates,
     warn_of_length,
     warn_of_warm_up,
 )
 
 
-def test_schedules_that_end_before_they_begin_are_refused():
-    warm_up = dict(type='LinearLR', by_epoch=False, begin=0, end=1500)
-    check_schedule(config(param_scheduler=[warm_up, dict(type='PolyLR', begin=1500, end=1600)]))
-    check_schedule(config(param_scheduler=dict(type='PolyLR')))
-    with pytest.raises(SystemExit, match=r'param_scheduler\.1 \(PolyLR\) begins at 1500 and ends at 80'):
-        check_schedule(config(param_scheduler=[warm_up, dict(type='PolyLR', begin=1500, end=80)]))
+@pytest.mark.parametrize(
+    ('scheduler', 'said'),
+    [
+        (
+            dict(type='PolyLR', by_epoch=False, end=80),
+            'falls until 80 iterations .param_scheduler.1.end.*has 100',
+        ),
+        (
+            dict(type='PolyLR', by_epoch=False, end=160),
+            'falls until 160 iterations .* --cfg-options .*end=100',
+        ),
+        (dict(type='mmengine.CosineAnnealingLR', end=12), 'falls until 12 epochs .* has 10: '),
+        (dict(type='PolyLR', by_epoch=False, end=100), None),
+        (dict(type='CosineAnnealingLR', end=10), None),
+        (dict(type='CosineAnnealingLR', end=12, T_max=12), None),
+        (dict(type='PolyLR', by_epoch=False), None),
+        (dict(type='MultiStepLR', by_epoch=False, end=160), None),
+    ],
+)
+def test_rates_that_fall_for_longer_or_shorter_than_the_training_are_said(scheduler, said, warned):
+    cfg = config(
+        param_scheduler=[dict(type='LinearLR'), scheduler, dict(type='CosineAnnealingMomentum', end=1)]
+    )
+    cfg.train_cfg = dict(max_epochs=10)
+    warn_of_end(cfg, 100)
+    assert bool(warned) == bool(said)
+    assert not said or re.search(said, warned[0])
+    # How many epochs a training of iterations has is not known.
+    cfg.train_cfg = dict(max_iters=100)
+    warned.clear()
+    warn_of_end(cfg, 100)
+    assert bool(warned) == (bool(said) and scheduler.get('by_epoch') is False)
 
 
 def decayed(lr: float, **scheduler) -> Config:
@@ -30,20 +60,20 @@ def decayed(lr: float, **scheduler) -> Config:
     )
 
 
-def test_rates_that_do_not_fall_are_refused(capsys):
-    with pytest.raises(SystemExit, match=r'eta_min=0\.0001: expected less than .*lr=0\.0001'):
+def test_rates_that_do_not_fall_are_refused(warned):
+    with pytest.raises(ConfigError, match=r'eta_min=0\.0001: expected less than .*lr=0\.0001'):
         check_last_rates(decayed(1e-4, eta_min=1e-4))
-    assert not capsys.readouterr().out
     check_last_rates(decayed(2e-4, eta_min=1e-4))
-    assert (
-        'WARNING: param_scheduler.0.eta_min=0.0001 is more than the first layers' in capsys.readouterr().out
-    )
+    warn_of_last_rates(decayed(2e-4, eta_min=1e-4))
+    assert len(warned) == 1
+    assert 'param_scheduler.0.eta_min=0.0001 is more than the first layers' in warned.pop()
     # As mmseg's own configs, and as the schedules here.
     sgd = dict(optimizer=dict(type='SGD', lr=0.01))
-    check_last_rates(config(optim_wrapper=sgd, param_scheduler=[dict(type='PolyLR', eta_min=1e-4)]))
-    for fine in (dict(), dict(eta_min=0.0), dict(eta_min=1e-8)):
-        check_last_rates(decayed(1e-4, **fine))
-    assert not capsys.readouterr().out
+    fine = [decayed(1e-4, **options) for options in (dict(), dict(eta_min=0.0), dict(eta_min=1e-8))]
+    for cfg in (config(optim_wrapper=sgd, param_scheduler=[dict(type='PolyLR', eta_min=1e-4)]), *fine):
+        check_last_rates(cfg)
+        warn_of_last_rates(cfg)
+    assert not warned
 
 
 @pytest.mark.parametrize(
@@ -74,44 +104,46 @@ def test_best_checkpoint_by_a_metric_that_is_not_measured_is_refused(evaluator, 
     if message is None:
         check_save_best(cfg)
     else:
-        with pytest.raises(SystemExit, match=message):
+        with pytest.raises(ConfigError, match=message):
             check_save_best(cfg)
     # A training without validation looks at no metric.
     check_save_best(Config(dict(cfg, val_cfg=None)))
 
 
 @pytest.mark.parametrize(('processes', 'said'), [(1, True), (8, False)])
-def test_schedule_in_iterations_of_another_total_is_said(processes, said, capsys):
-    cfg = config(train_cfg=dict(max_iters=1000), auto_scale_lr=dict(base_batch_size=64))
+def test_schedule_in_iterations_of_another_total_is_said(processes, said, warned):
+    cfg = config(train_cfg=dict(max_iters=1000), auto_scale_lr=dict(enable=True, base_batch_size=64))
     cfg.train_dataloader.batch_size = 8
     warn_of_length(cfg, processes)
-    text = capsys.readouterr().out
+    text = ''.join(warned)
     assert ('1000 iterations of 8 images are 0.125 times' in text and 'max_iters=8000' in text) == said
-    cfg.train_cfg = dict(by_epoch=True, max_epochs=12)
+    warned.clear()
+    cfg.auto_scale_lr.enable = False
     warn_of_length(cfg, processes)
-    assert capsys.readouterr().out == ''
+    cfg.auto_scale_lr.enable, cfg.train_cfg = True, dict(by_epoch=True, max_epochs=12)
+    warn_of_length(cfg, processes)
+    assert not warned
 
 
-@pytest.mark.parametrize(('iterations', 'warned'), [(600, True), (1000, False), (5000, False)])
-def test_warm_up_as_long_as_the_training_is_said(iterations, warned, capsys):
+@pytest.mark.parametrize(('iterations', 'said'), [(600, True), (1000, False), (5000, False)])
+def test_warm_up_as_long_as_the_training_is_said(iterations, said, warned):
     warm_up = dict(type='LinearLR', by_epoch=False, begin=0, end=500)
     warn_of_warm_up(config(param_scheduler=[warm_up, dict(type='MultiStepLR')]), iterations)
-    said = capsys.readouterr().out
-    assert ('rises for 500 iterations (param_scheduler.0.end)' in said) == warned
-    assert ('param_scheduler.0.end=61' in said) == warned
+    assert ('rises for 500 iterations (param_scheduler.0.end)' in ''.join(warned)) == said
+    assert ('param_scheduler.0.end=61' in ''.join(warned)) == said
 
 
 def test_mixed_precision_needs_a_gpu(monkeypatch):
     amp, plain = (config(optim_wrapper=dict(type=kind)) for kind in ('AmpOptimWrapper', 'OptimWrapper'))
     check_amp(plain)
-    with pytest.raises(SystemExit, match=r"type='AmpOptimWrapper', which needs a GPU.*type=OptimWrapper$"):
+    with pytest.raises(ConfigError, match=r"type='AmpOptimWrapper', which needs a GPU.*type=OptimWrapper$"):
         check_amp(amp)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     for cfg in (amp, plain):
         check_amp(cfg)
 
 
-def test_floors_that_fall_short_of_no_rate_pass(capsys):
+def test_floors_that_fall_short_of_no_rate_pass(warned):
     """Of other backbones, without layer-wise decay, and where the rate is scaled afterwards."""
     for change in (
         {'model.backbone.type': 'ResNet'},
@@ -121,11 +153,13 @@ def test_floors_that_fall_short_of_no_rate_pass(capsys):
         cfg = decayed(1e-4, eta_min=1e-4)
         cfg.merge_from_dict(change)
         check_last_rates(cfg)
-    assert capsys.readouterr().out == ''
+        warn_of_last_rates(cfg)
+    assert not warned
     cfg = decayed(1e-4, eta_min=1e-4)
     cfg.auto_scale_lr = dict(enable=True, base_batch_size=16)
     check_last_rates(cfg)
-    assert 'WARNING: param_scheduler.0.eta_min=0.0001' in capsys.readouterr().out
+    warn_of_last_rates(cfg)
+    assert 'param_scheduler.0.eta_min=0.0001' in warned.pop()
 
 
 @pytest.mark.parametrize('hooks', [{}, dict(checkpoint=dict(interval=1))])
@@ -135,17 +169,17 @@ def test_no_best_checkpoint_asks_for_no_metric(hooks):
     check_save_best(config(default_hooks=best, val_cfg=dict(), val_evaluator=None))
 
 
-def test_warnings_are_those_of_the_first_process(monkeypatch, capsys):
-    cfg = config(train_cfg=dict(max_iters=1000), auto_scale_lr=dict(base_batch_size=64))
+def test_warnings_are_those_of_the_first_process(monkeypatch, warned):
+    cfg = config(train_cfg=dict(max_iters=1000), auto_scale_lr=dict(enable=True, base_batch_size=64))
     cfg.train_dataloader.batch_size = 8
     cfg.param_scheduler = [dict(type='LinearLR', by_epoch=False, begin=0, end=900)]
     rising = decayed(2e-4, eta_min=1e-4)
     for rank, said in (('1', 0), ('0', 3)):
-        monkeypatch.setenv('RANK', rank)
+        monkeypatch.setenv('LOCAL_RANK', rank)
         warn_of_length(cfg, 1)
         warn_of_warm_up(cfg, 1000)
-        check_last_rates(rising)
-        assert capsys.readouterr().out.count('WARNING') == said
+        warn_of_last_rates(rising)
+        assert len(warned) == said
     # What falls is no warm-up.
     warn_of_warm_up(config(param_scheduler=dict(type='PolyLR', by_epoch=False, end=900)), 1000)
-    assert capsys.readouterr().out == ''
+    assert len(warned) == 3

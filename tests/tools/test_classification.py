@@ -97,7 +97,7 @@ def test_detectors_train_where_mmpretrain_is(tmp_path, env):
 
 def test_without_mmpretrain_the_error_says_what_to_install(env):
     command = [sys.executable, 'tools/train.py', RECIPES[0]]
-    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=ROOT, env={**env, 'PYTHONPATH': ''}, capture_output=True, text=True)
     assert result.returncode
     assert result.stderr.strip().splitlines()[-1] == (
         "error: classification needs mmpretrain: pip install 'mmpretrain==1.2.0' (No module named 'mmpretrain')"

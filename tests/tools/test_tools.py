@@ -254,14 +254,14 @@ def test_what_a_death_left_behind_is_gone_on_from(tmp_path, capsys):
     for left in ('', str(tmp_path / 'iter_800.pth'), str(tmp_path / 'iter_1100.pth'), None):
         name.unlink() if left is None else name.write_text(left)
         assert launch.latest_checkpoint(str(tmp_path)) == str(tmp_path / 'iter_1000.pth')
-        assert 'goes on from' in capsys.readouterr().out
+        assert 'resuming from' in capsys.readouterr().out
     for whole in (900, 1000):
         (tmp_path / f'iter_{whole}.pth').unlink()
     assert launch.latest_checkpoint(str(tmp_path)) is None
-    assert 'begins anew' in capsys.readouterr().out
+    assert 'starting over' in capsys.readouterr().out
     for left in ('', str(tmp_path / 'iter_1100.pth')):
         name.write_text(left)
-        with pytest.raises(SystemExit, match='no whole checkpoint to go on from'):
+        with pytest.raises(SystemExit, match='no complete checkpoint to resume from'):
             launch.latest_checkpoint(str(tmp_path))
 
 
@@ -287,7 +287,7 @@ def test_options_of_a_backbone_that_cannot_be_are_one_line(tmp_path, env):
         ('plain=vit_tny_patch16_224', "error: model.backbone: plain='vit_tny_patch16_224'"),
         (
             'attnetion=grid',
-            "error: model.backbone: HPViT has no option 'attnetion'; did you mean 'attention'?",
+            "unexpected keyword argument 'attnetion'; to replace the backbone of a base config",
         ),
         ('init_cfg=vit.pth', "error: model.backbone: init_cfg='vit.pth': expected dict("),
     ):
@@ -496,21 +496,8 @@ def test_slurm_launcher_sets_what_the_training_reads(tmp_path, env):
             "checkpoint '/no where/a.pth' does not exist",
         ),
         (
-            ['train.py', DETECTOR, '--cfg-options', 'model.type=EncoderDecoder'],
-            "model.type='EncoderDecoder' is of mmseg, and the config is one of mmdet",
-        ),
-        (
-            ['train.py', DETECTOR, '--cfg-options', 'model.backbone.init_cfg.type=PlainViT']
-            + ['model.backbone.init_cfg.checkpoint=setup.py'],
-            r'model\.backbone\.init_cfg: checkpoint .setup\.py. is no PyTorch file',
-        ),
-        (
             ['train.py', SEGMENTER, '--cfg-options', 'model.decode_head.num_classes=150'],
             r'model\.decode_head\.num_classes=150: expected 5, the classes of train_dataloader\.dataset \(',
-        ),
-        (
-            ['train.py', SEGMENTER, '--cfg-options', 'param_scheduler.0.begin=9', 'param_scheduler.0.end=9'],
-            r'param_scheduler\.0 .*begins at 9 and ends at 9',
         ),
         (['test.py', SEGMENTER, 'nowhere.pth'], "checkpoint 'nowhere.pth' does not exist"),
         (['demo.py', '--weights', 'nowhere.pth'], "--weights 'nowhere.pth' does not exist"),

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from mmhpvit import HPViT
+from mmhpvit.backbones.base import PlainViTBackbone
 
 _KINDS = {'addmm': 'linear', 'mm': 'linear', 'bmm': 'attention', 'convolution': 'convolution'}
 
@@ -70,7 +70,7 @@ def _kind(path: str, op: str) -> str:
 
 
 def _stage(model: nn.Module, path: str) -> str:
-    if not isinstance(model, HPViT):
+    if not isinstance(model, PlainViTBackbone):
         return 'all'
     part, _, rest = path.partition('.')
     index = int(rest.partition('.')[0]) if part in ('blocks', 'pools') else 0

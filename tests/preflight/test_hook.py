@@ -1,0 +1,165 @@
+# Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+"""The checks under other training and test tools: mmengine's runner, and the tools of mmdet and mmseg."""
+
+import socket
+import sys
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from tool_runs import DETECTOR, ROOT, SEGMENTER, STOCK, run, train
+
+from mmhpvit import PreflightHook
+from mmhpvit.preflight.errors import ConfigError
+
+pytestmark = pytest.mark.slow
+
+HOOK = "custom_hooks = [dict(type='PreflightHook')]\ntrain_cfg = dict(max_iters=1, val_interval=1)\n"
+# The categories of the file are in another order.
+SWAPPED = (
+    "train_dataloader = dict(dataset=dict(metainfo=dict(classes=('star', 'disc', 'box', 'triangle'))))\n"
+)
+RISING = "param_scheduler = [dict(type='PolyLR', eta_min=0.1, by_epoch=False, end=1)]\n"
+WIDE = 'model = dict(neck=dict(in_channels=[256, 512, 1024, 2048]))\n'
+NINE = 'model = dict(decode_head=dict(num_classes=9))\n'
+# Of the tiny configs' ViT, timm's weights expect another mean.
+WARNING = 'model.data_preprocessor has mean='
+
+
+@pytest.fixture
+def env(env) -> dict:
+    """Tools of others find this package without installing it."""
+    return env | {'PYTHONPATH': f'{ROOT}:{env["PYTHONPATH"]}'}
+
+
+@pytest.fixture
+def build(tmp_path, shapes, monkeypatch):
+    """A function that builds a runner as the tools of mmdet and mmseg do, in a work dir of its own."""
+    monkeypatch.setenv('SHAPES', str(shapes))
+    numbers = count()
+
+    def build(base: str, lines: str = '', **options) -> Runner:
+        name = f'{tmp_path.name}-{next(numbers)}'
+        cfg = Config.fromfile(write(tmp_path, base, lines))
+        cfg.merge_from_dict(dict(work_dir=str(tmp_path / name), experiment_name=name) | options)
+        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+    return build
+
+
+def write(folder: Path, base: str, lines: str = '') -> Path:
+    path = folder / 'own.py'
+    path.write_text(f"_base_ = '{ROOT / base}'\n{HOOK}{lines}")
+    return path
+
+
+def log_of(runner: Runner) -> str:
+    return next(Path(runner.work_dir).rglob('*.log')).read_text()
+
+
+def test_good_config_trains_resumes_and_is_tested(build):
+    first = build(SEGMENTER)
+    first.train()
+    assert log_of(first).count(WARNING) == 1
+    checkpoint = f'{first.work_dir}/iter_1.pth'
+    more = dict(load_from=checkpoint, resume=True) | {'train_cfg.max_iters': 2}
+    again = build(SEGMENTER, **more)
+    again.train()
+    assert 'Iter(train) [2/2]' in log_of(again)
+    assert 'was trained with' not in log_of(again)
+    assert 'mIoU' in build(SEGMENTER, load_from=checkpoint).test()
+    # Weights that fit and compute something else.
+    other = build(SEGMENTER, 'model = dict(backbone=dict(grid_spacing=1))\n', **more)
+    other.train()
+    assert 'was trained with model.backbone of grid_spacing=2 (here 1)' in log_of(other)
+    light = build(SEGMENTER, "model = dict(backbone=dict(depths='light'))\n", load_from=checkpoint)
+    with pytest.raises(ConfigError, match=r'is not of this config, .* weights unknown \(backbone\.pools'):
+        light.test()
+
+
+@pytest.mark.parametrize(
+    ('base', 'lines', 'message'),
+    [
+        (DETECTOR, SWAPPED, r'dataset\.metainfo\.classes=.*, in which mmdet numbers the labels'),
+        (DETECTOR, RISING, r'param_scheduler\.0\.eta_min=0\.1: expected less'),
+        (DETECTOR, WIDE, r'model\.neck\.in_channels=\[256, .*expected \[64, 64, 64, 64\]'),
+        (SEGMENTER, NINE, r'decode_head\.num_classes=9: expected 5'),
+    ],
+)
+def test_faults_end_a_training_before_its_first_iteration(base, lines, message, build):
+    runner = build(base, lines)
+    with pytest.raises(ConfigError, match=message):
+        runner.train()
+    assert 'Iter(train)' not in log_of(runner)
+    assert not list(Path(runner.work_dir).glob('*.pth'))
+
+
+@pytest.mark.parametrize('options', [{}, dict(runner_type='FlexibleRunner')])
+def test_checkpoints_of_something_else_end_a_training(options, build, tmp_path):
+    plain = str(tmp_path / 'plain.pth')
+    torch.save(dict(state_dict={'cls_token': torch.zeros(1, 1, 64)}), plain)
+    runner = build(SEGMENTER, load_from=plain, **options)
+    with pytest.raises(
+        ConfigError, match=r'holds nothing of model\.backbone; weights of a plain ViT go into'
+    ):
+        runner.train()
+    runner = build(SEGMENTER, load_from=plain, resume=True)
+    with pytest.raises(ConfigError, match='is no checkpoint of a training to resume'):
+        runner.train()
+
+
+def test_runner_without_config_is_refused(build):
+    optim_wrapper = build(SEGMENTER).build_optim_wrapper
+    wrapper = optim_wrapper(dict(optimizer=dict(type='SGD', lr=0.1)))
+    with pytest.raises(ConfigError, match=r'build it with Runner\.from_cfg'):
+        PreflightHook().before_run(SimpleNamespace(cfg=Config(), optim_wrapper=wrapper))
+
+
+@pytest.mark.parametrize(('base', 'lines'), [(DETECTOR, SWAPPED), (SEGMENTER, NINE)])
+def test_tools_of_mmdet_and_mmseg_check(base, lines, env, tmp_path):
+    tool, work = STOCK[base] / 'train.py', ('--work-dir', tmp_path / 'work')
+    output = run(sys.executable, tool, write(tmp_path, base, lines), *work, env=env, fails=True)
+    assert 'mmhpvit.preflight.errors.ConfigError: ' in output
+    assert 'Iter(train)' not in output
+    output = run(sys.executable, tool, write(tmp_path, base), *work, env=env)
+    assert 'Iter(train) [1/1]' in output
+
+
+def test_tools_of_this_project_check_once(env, tmp_path):
+    assert train(write(tmp_path, SEGMENTER), tmp_path / 'work', env=env).count(WARNING) == 1
+
+
+TWO_PROCESSES = """
+import sys
+sys.path.insert(0, 'tools')
+import launch
+import tiny_models
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+cfg = Config.fromfile(sys.argv[1])
+cfg.update(launcher='pytorch', work_dir=sys.argv[2])
+launch._use_gloo(cfg)  # mmengine itself starts several processes on GPUs only
+Runner.from_cfg(cfg).train()
+"""
+
+
+def test_every_process_raises_what_one_has_found(env, tmp_path):
+    """The categories of a file are read by the first process of a machine."""
+    script = tmp_path / 'two.py'
+    script.write_text(TWO_PROCESSES)
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    start = (sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port', port)
+    config = write(tmp_path, DETECTOR, SWAPPED)
+    logs = ('--redirects=3', '--log-dir', tmp_path / 'logs')
+    run(*start, *logs, script, config, tmp_path / 'work', env=env, fails=True)
+    said = [path.read_text() for path in (tmp_path / 'logs').rglob('stderr.log')]
+    assert len(said) == 2
+    assert all('ConfigError: train_dataloader.dataset.metainfo.classes=' in text for text in said)
