@@ -1,4 +1,5 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 import timm
 import torch
 import transformers
+from forked import run_script
 from safetensors.torch import load_file, save_file
 
 from mmhpvit import HPViT, load_plain_weights
@@ -16,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(tool: str, *args) -> subprocess.CompletedProcess:
-    command = [sys.executable, '-W', 'ignore', ROOT / 'tools' / tool, *args]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    command = [sys.executable, str(ROOT / 'tools' / tool), *map(str, args)]
+    return run_script(command, ROOT, {**os.environ, 'PYTHONWARNINGS': 'ignore'}, timeout=300)
 
 
 @pytest.mark.parametrize(

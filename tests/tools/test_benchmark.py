@@ -1,7 +1,7 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 import json
+import os
 import re
-import subprocess
 import sys
 from copy import deepcopy
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 from bench.counting import LiveMemory, count_flops, count_memory
 from bench.models import build
 from bench.timing import Limit, Products
+from forked import run_script
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
@@ -163,7 +164,7 @@ def test_blocks_that_do_not_compile_are_refused():
 @pytest.mark.parametrize('options', [(), ('--train',), ('--dtype', 'bf16'), ('--count-only',)])
 def test_the_tool(options, tmp_path):
     models = ['hpvit:vit_tiny_patch16_224', 'plain:vit_tiny_patch16_224']
-    command = [sys.executable, '-W', 'ignore', ROOT / 'tools/benchmark.py', *models, *options]
+    command = [sys.executable, 'tools/benchmark.py', *models, *options]
     command += [
         '--sizes',
         '64x64',
@@ -174,9 +175,9 @@ def test_the_tool(options, tmp_path):
         '--device',
         'cpu',
         '--out',
-        tmp_path / 'out' / 'b',
+        str(tmp_path / 'out' / 'b'),
     ]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = run_script(command, ROOT, {**os.environ, 'PYTHONWARNINGS': 'ignore'}, timeout=600)
     assert result.returncode == 0, result.stderr
     rows = json.loads((tmp_path / 'out/b.json').read_text())
     assert len(rows) == 6

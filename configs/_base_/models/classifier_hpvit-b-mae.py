@@ -2,13 +2,9 @@
 # Head, label smoothing, mixup and cutmix: MAE's fine-tuning (FINETUNE.md of its published code).
 _base_ = '../backbones/hpvit-b-mae.py'
 
-backbone = dict(
-    _base_.vit,
-    out_indices=(3,),
-    grid_spacing=1,  # as in pre-training, at its image size
-    with_cp=True,  # 128 images a GPU in float32; ours
-)
+backbone = dict(_base_.vit, out_indices=(3,), with_cp=True)  # 128 images a GPU in float32; ours
 del backbone['_delete_']  # there is no backbone to replace
+del backbone['grid_spacing']  # 1, as in pre-training, at its image size
 model = dict(
     type='ImageClassifier',
     backbone=backbone,
