@@ -26,15 +26,8 @@ HEADS = (
 NOT_OF_CLASSES = ('STDCHead', 'GroundingDINOHead', 'ATSSVLFusionHead')  # of edges, of tokens of a text
 # Parts of models that need mmcv's compiled operators on a GPU.
 OPERATORS = (
-    *(
-        'RoIAlign',
-        'nms',
-        'soft_nms',
-        'DCN',
-        'DCNv2',
-        'MSDeformAttnPixelDecoder',
-        'MultiScaleDeformableAttention',
-    ),
+    *('RoIAlign', 'nms', 'soft_nms', 'DCN', 'DCNv2'),
+    *('MSDeformAttnPixelDecoder', 'MultiScaleDeformableAttention'),
     *('DINO', 'DeformableDETR', 'DDQDETR', 'GroundingDINO'),
 )
 

@@ -13,11 +13,7 @@ from .model import own_backbone
 
 
 def check_amp(cfg: Config) -> None:
-    """Check that mixed precision has a GPU.
-
-    Raises:
-        ConfigError: ``AmpOptimWrapper`` on a machine without one.
-    """
+    """Raise ConfigError for mixed precision without a GPU."""
     if type_name(cfg.get('optim_wrapper') or {}) == 'AmpOptimWrapper' and not torch.cuda.is_available():
         raise ConfigError(
             "the config trains with optim_wrapper.type='AmpOptimWrapper', which needs a GPU, and none is "
