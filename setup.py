@@ -12,6 +12,10 @@ version = re.search(r"__version__ = '(.+)'", (root / 'mmhpvit/__init__.py').read
 runtime = (root / 'requirements/runtime.txt').read_text().split()
 
 
+# Of use in a clone alone: the study, the set-up of its environment and what needs either of them.
+CLONE_ONLY = ('study', 'setup', 'bench', 'benchmark.py', 'demo.sh', 'run_tests.sh')
+
+
 class BuildWithConfigs(build_py):
     """Puts configs, tools and the model index into the wheel as mmhpvit/.mim, where mim looks for them."""
 
@@ -20,8 +24,8 @@ class BuildWithConfigs(build_py):
         if self.editable_mode:
             return
         folder = Path(self.build_lib, 'mmhpvit/.mim')
-        unwanted = shutil.ignore_patterns('__pycache__', '*.pyc')
-        for name in ('configs', 'tools'):
+        for name, others in (('configs', ()), ('tools', CLONE_ONLY)):
+            unwanted = shutil.ignore_patterns('__pycache__', '*.pyc', *others)
             shutil.copytree(root / name, folder / name, dirs_exist_ok=True, ignore=unwanted)
         shutil.copy(root / 'model-index.yml', folder)
 

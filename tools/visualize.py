@@ -21,12 +21,12 @@ import cv2
 import matplotlib as mpl
 import numpy as np
 import torch
-from bench.frozen import regroup
 from launch import read_config, run, stop
 from matplotlib import pyplot as plt
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from predict import KINDS, UnreadableError, read_image
+from regroup import regroup
 from torch import Tensor, nn
 
 from mmhpvit import HPViT, PlainViTPyramid

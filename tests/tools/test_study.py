@@ -4,6 +4,7 @@
 import fcntl
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,127 +12,59 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from bench.frozen import TappedLevels, frozen
+from bench.frozen import frozen
 from bench.labels import open_split
-from study.backbones import (
-    BareTwoScaleViT,
-    BlocksPlainViT,
-    EnlargedPlainViT,
-    SmoothTwoScaleViT,
-    UpsampledPlainViT,
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS
+from mmseg.evaluation import IoUMetric
+from study.backbones import UpsampledPlainViT
+from study.bootstrap import compare, miou
+from study.finetune import (
+    BACKBONES,
+    CUSTOM_KEYS,
+    RUNS,
+    TRAINED,
+    WEIGHTS,
+    Run,
+    backbone_of,
+    best_rate,
+    finetuned,
+    last_metrics,
+    train,
 )
-from study.finetune import RUNS, Run, best_rate, finetuned, last_metrics, train
+from study.long import trainings
+from study.metrics import PerImageIoU
 from study.probe import Images
-from study.report import SMALL, SUMMARY, finetuned_table, frozen_table, summary_table
-from study.run import FROZEN, rows_of
+from study.report import Results, by_training, frozen_table, read_results, rows_of, trained_table
+from study.run import FROZEN, finetune, report
+from study.run import frozen as probe_all
 from tool_runs import ROOT, run
+from torch import nn
 
-from mmhpvit import HPViT, TwoScaleViT, load_plain_weights
+from mmhpvit import TwoScaleViT, load_plain_weights
 
 TI = 'vit_tiny_patch16_224'
 
 
-@torch.no_grad()
-@pytest.mark.parametrize('size', [(64, 96), (50, 70)])
-def test_maps_after_blocks_are_those_of_the_stages(size):
-    """Where a stage ends, the tapped map is the stage's own."""
-    backbone = HPViT('test_vit', depths='standard').eval()
-    ends = [stage.stop for stage in backbone.stages if stage.stop > stage.start]
-    x = torch.randn(2, 3, *size)
-    expected = backbone(x)
-    for found, level in zip(TappedLevels(backbone, ends)(x), expected, strict=True):
-        torch.testing.assert_close(found, level)
-
-
-@torch.no_grad()
-def test_early_level_beside_the_plain_maps(real_weights):
-    x = torch.randn(1, 3, 64, 96)
-    early, *plain = frozen(f'plain:{TI}:early=(0,3,9,0)', real_weights)(x)
-    torch.testing.assert_close(early, frozen(f'hpvit:{TI}:depths=(0,3,9,0)', real_weights)(x)[1])
-    for found, expected in zip(plain, frozen(f'plain:{TI}', real_weights)(x), strict=True):
-        torch.testing.assert_close(found, expected)
-
-
-@pytest.mark.parametrize('kind', [BlocksPlainViT, UpsampledPlainViT, SmoothTwoScaleViT, EnlargedPlainViT])
-def test_baselines_have_the_maps_of_a_pyramid_and_learn(kind):
-    backbone = kind('test_vit')
+def test_enlarged_plain_vit_has_the_maps_of_a_pyramid_and_learns():
+    backbone = UpsampledPlainViT('test_vit')
     levels = backbone(torch.randn(2, 3, 64, 96))
     assert [level.shape for level in levels] == [(2, 64, 64 // s, 96 // s) for s in (4, 8, 16, 32)]
     sum(level.square().sum() for level in levels).backward()
-    idle = {name.partition('.')[0] for name, p in backbone.named_parameters() if p.grad is None}
-    assert {backbone.layer_id(name) for name, _ in backbone.named_parameters()} == set(
-        range(backbone.num_layer_ids)
-    )
-    # mmseg's pyramid takes the maps as the blocks leave them.
-    assert idle == ({'out_norms'} if kind is BlocksPlainViT else set())
+    assert not [name for name, p in backbone.named_parameters() if p.grad is None]
 
 
 @torch.no_grad()
-def test_without_norms_on_its_maps(real_weights):
-    backbone, own = (kind(TI, middle_depth=6).eval() for kind in (BareTwoScaleViT, TwoScaleViT))
-    for model in (backbone, own):
-        load_plain_weights(model, real_weights)
-    x = torch.randn(1, 3, 50, 70)
-    for i, (bare, expected) in enumerate(zip(backbone(x)[:3], own(x)[:3], strict=True)):
-        norm = own.out_norms[str(i)]
-        torch.testing.assert_close(norm(bare.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), expected)
-
-
-@torch.no_grad()
-def test_enlarged_map_of_a_two_scale_vit(real_weights):
-    """At 1/4 it is what HPViT has there whose first blocks work at 1/8."""
-    backbone = SmoothTwoScaleViT(TI).eval()
-    light = HPViT(TI, depths='light').eval()
-    for model in (backbone, light):
-        load_plain_weights(model, real_weights)
-    x = torch.randn(1, 3, 50, 70)
-    for found, expected in zip(backbone(x)[:2], light(x)[:2], strict=True):
-        torch.testing.assert_close(found, expected)
-    own = TwoScaleViT(TI).eval()
-    load_plain_weights(own, real_weights)
-    for found, expected in zip(backbone(x)[1:], own(x)[1:], strict=True):
-        torch.testing.assert_close(found, expected)
-
-
-@torch.no_grad()
-def test_enlarged_maps_of_the_plain_vit(real_weights):
-    """Flat where the deep map is, and nothing but that map."""
-    backbone, own = EnlargedPlainViT(TI).eval(), TwoScaleViT(TI).eval()
-    for model in (backbone, own):
-        load_plain_weights(model, real_weights)
+def test_probed_backbones_have_the_trained_ones_maps(real_weights):
     x = torch.randn(1, 3, 64, 96)
-    *finer, deep, last = backbone(x)
-    for found, expected in zip((deep, last), own(x)[2:], strict=True):
-        torch.testing.assert_close(found, expected)
-    for level, scale in zip(finer, (4, 2), strict=True):
-        expected = torch.nn.functional.interpolate(deep, scale_factor=scale, mode='bilinear')
-        torch.testing.assert_close(level, expected)
-
-
-@torch.no_grad()
-def test_poolings_between_picking_and_averaging(real_weights):
-    spec = f'hpvit:{TI}:depths=(0,3,9,0)'
-    x = torch.randn(1, 3, 64, 96)
-    for share, same in ((0, spec), (1, f'{spec}:pooling=pick')):
-        found = frozen(f'{spec}:picked={share}', real_weights)(x)
-        for level, expected in zip(found, frozen(same, real_weights)(x), strict=True):
-            torch.testing.assert_close(level, expected, rtol=1e-4, atol=1e-4)
-    half = frozen(f'{spec}:picked=0.5', real_weights)(x)
-    assert not torch.allclose(half[3], level, atol=0.1)
-
-
-@torch.no_grad()
-def test_two_scales_of_trainings_are_those_of_the_probe(real_weights):
-    """Those of `early` are its own, beside the plain ViT's earlier maps."""
     backbone = TwoScaleViT(TI).eval()
     load_plain_weights(backbone, real_weights)
-    x = torch.randn(1, 3, 64, 96)
-    _, fine, last, _ = backbone(x)
-    expected, *_, deep = frozen(f'plain:{TI}:early=(0,3,9,0)', real_weights)(x)
-    torch.testing.assert_close(fine, expected)
-    torch.testing.assert_close(last, deep)
-    for found, expected in zip(frozen(f'two-scale:{TI}', real_weights)(x), backbone(x), strict=True):
-        torch.testing.assert_close(found, expected)
+    expected = backbone(x)
+    for found, level in zip(frozen(f'two-scale:{TI}', real_weights)(x), expected, strict=True):
+        torch.testing.assert_close(found, level)
+    # The last map of timm's own ViT is that of TwoScaleViT at 1/16.
+    *_, deep = frozen(f'plain:{TI}', real_weights)(x)
+    torch.testing.assert_close(deep, expected[2])
 
 
 def test_instances_become_labels(shapes, tmp_path):
@@ -190,55 +123,166 @@ def test_upright_images_are_turned(tmp_path):
     torch.testing.assert_close(lying[0], torch.ones(1, 3, 32, 48))
 
 
-def test_tables_of_the_page(tmp_path):
-    def row(backbone: str, data: str, flops: int, miou: list[float], classes: tuple) -> dict:
-        return dict(backbone=backbone, data=data, flops=flops, miou=miou, iou={c: miou for c in classes})
+def test_frozen_table():
+    def row(backbone: str, data: str, flops: int, miou: list[float]) -> dict:
+        return dict(backbone=backbone, data=data, flops=flops, miou=miou)
 
-    rows = [
-        row(f'hpvit:{TI}:depths=light', 'camvid', 30, [50.0, 52.0], SMALL),
-        row(f'plain:{TI}', 'camvid', 10, [40.0, 40.0], SMALL),
+    rows = [row(f'hpvit:{TI}:depths=light', 'camvid', 30, [50.0, 52.0])]
+    rows.append(row(f'plain:{TI}', 'camvid', 10, [40.0, 40.0]))
+    assert frozen_table(rows).splitlines()[2:] == [
+        '| `plain` | 1.0 | 40.0 ± 0.0 |  |  |',
+        '| `hpvit depths=light` | 3.0 | 51.0 (+11.0 ± 1.4) |  |  |',
     ]
-    lines = frozen_table(rows).splitlines()[2:]
-    assert lines[0] == '| `plain` | 1.0 | 40.0 ± 0.0 | 40.0 |  |  |  |  |'
-    assert lines[1] == '| `hpvit depths=light` | 3.0 | 51.0 ± 1.4 (+11.0 ± 1.4) | 51.0 |  |  |  |  |'
-    trained = [
-        dict(task='nuclei', backbone='plain', fold=fold, rate=rate, metrics={'coco/bbox_mAP': ap})
-        | dict(run=f'{fold}{ap}', seed=round(10 * ap), options=dict(type='PlainViTPyramid'), iterations=200)
-        for fold, rate, ap in (('test', 1e-3, 0.1), ('test', 1e-3, 0.3), ('select', 3e-4, 0.9))
-    ]
-    assert finetuned_table(trained).splitlines() == [
-        '| nuclei | operations | seeds | rate | box AP |',
-        '| --- | --- | --- | --- | --- |',
-        '| plain | 1.0 | 2 | 0.001 | 20.0 ± 14.1 |',
-    ]
-    for change, message in (
-        (dict(rate=3e-4), 'another rate than the other seeds'),
-        (dict(iterations=100), 'other options or another budget'),
-        (dict(options=dict(type='HPViT')), 'other options or another budget'),
-    ):
-        with pytest.raises(ValueError, match=rf'test0\.3 has {message}'):
-            finetuned_table([trained[0], trained[1] | change])
-    for change in (dict(seed=1), dict(backbone='swin')):
-        with pytest.raises(ValueError, match='is none of the study or there twice'):
-            finetuned_table([trained[0], trained[1] | change])
     with pytest.raises(ValueError, match='has two results on camvid'):
         frozen_table([*rows, rows[0] | dict(size='768x1024')])
 
 
-def test_page_has_the_results():
-    page = (ROOT / 'docs/study.md').read_text()
-    frozen_rows = rows_of(ROOT / 'tools/study/results/frozen.jsonl')
-    assert {row['backbone'] for row in frozen_rows} <= set(FROZEN)
-    assert f'<!-- frozen -->\n{frozen_table(frozen_rows)}\n<!-- /frozen -->' in page
+def test_tables_of_trainings_keep_machines_and_budgets_apart():
+    def row(
+        seed: int, ap: float, name: str = 'plain', fold: str = 'test', rate: float = 1e-3, **others
+    ) -> dict:
+        own = dict(task='nuclei', backbone=name, seed=seed, fold=fold, rate=rate, run=f'{name}{seed}')
+        options = json.loads(json.dumps(BACKBONES[name]))
+        return own | dict(options=options, metrics={'coco/segm_mAP': ap}) | others
+
+    cpu = [row(1, 0.3, iterations=200), row(0, 0.1, iterations=200), row(9, 0.9, fold='select', rate=3e-4)]
+    gpu = [row(0, 0.5, budget='short'), row(0, 0.7, 'hpvit-spacing2-fast-pools', budget='short')]
+    gpu += [row(0, 0.6, 'hpvit-spacing2', budget='short'), row(0, 0.8, 'hpvit-spacing2-avg', budget='short')]
+    results = Results([], by_training(cpu + gpu))
+    assert results.of('nuclei', 'plain', 'cpu') == pytest.approx([10, 30])
+    assert trained_table(results).splitlines() == [
+        '| nuclei, mask AP | FLOPs | pool rates | short, CPU, original images | short, H200, JPEG |',
+        '| --- | --- | --- | --- | --- |',
+        '| `plain` | 1.0 |  | 20.0 ± 14.1 | 50.0 |',
+        '| `hpvit-spacing2-fast-pools` | 3.1 | old |  | 70.0 |',
+        '| `hpvit-spacing2` | 3.1 | new |  | 60.0 |',
+        '| `hpvit-spacing2-avg` | 3.0 |  |  | 80.0 |',
+    ]
+    for change, message in (
+        (dict(rate=3e-4), 'another rate than the other seeds'),
+        (dict(device='other'), 'another device than the other seeds'),
+        (dict(iterations=100), 'other options or another budget'),
+        (dict(options=dict(type='HPViT')), 'other options or another budget'),
+        (dict(seed=1), 'is none of the study or there twice'),
+        (dict(backbone='swin'), 'is none of the study or there twice'),
+        (dict(budget='longest'), 'is none of the study or there twice'),
+    ):
+        with pytest.raises(ValueError, match=rf'plain\d (has )?{message}'):
+            by_training([cpu[0], cpu[1] | change])
+
+
+def areas(iou: np.ndarray) -> np.ndarray:
+    """Intersections and unions of 1000 pixels a class for IoUs (images, classes)."""
+    return np.stack([1000 * iou, np.full_like(iou, 1000)], axis=1)
+
+
+def test_interval_excludes_zero_only_where_images_agree():
+    noise = np.random.default_rng(1)
+    base = [noise.uniform(0.3, 0.7, (60, 5)) for _ in range(3)]
+    # Each image is one or two points better, and so is every resample of them.
+    better = [iou + noise.uniform(0.01, 0.02, iou.shape) for iou in base]
+    found = compare([areas(iou) for iou in better], [areas(iou) for iou in base])
+    assert found.verdict == 'better'
+    assert 1 < found.low < np.mean(found.seeds) < found.high < 2
+    other = compare([areas(iou) for iou in base], [areas(iou) for iou in better])
+    assert other.verdict == 'worse'
+    assert (other.low, other.high) == pytest.approx((-found.high, -found.low))
+    # One image alone makes the same difference, and many resamples are without it.
+    lucky = [iou.copy() for iou in base]
+    for iou in lucky:
+        iou[7] += 0.9
+    found = compare([areas(iou) for iou in lucky], [areas(iou) for iou in base])
+    assert np.mean(found.seeds) == pytest.approx(1.5)
+    assert found.low == 0
+    assert found.verdict == ''
+    # All images agree and the seeds do not.
+    mixed = [base[0] + 0.09, base[1] - 0.01, base[2] + 0.09]
+    found = compare([areas(iou) for iou in mixed], [areas(iou) for iou in base])
+    assert found.low > 0
+    assert found.verdict == ''
+
+
+def test_resamples_of_one_image_have_no_spread():
+    found = compare([np.array([[[30, 0], [60, 0]]])], [np.array([[[20, 0], [80, 0]]])])
+    # The second class is on no image.
+    assert (found.low, found.high, *found.seeds) == pytest.approx((25, 25, 25))
+
+
+def test_images_make_up_the_logged_miou():
+    """Those that are stored, summed, have the mIoU that mmseg logged; mmseg's own formula gives the same."""
+    results = read_results(ROOT / 'tools/study/results')
+    logged = {
+        f'{row["budget"]}/{row["run"]}': row['curve'][-1]['mIoU']
+        for row in rows_of(ROOT / 'tools/study/results/long.jsonl')
+        if row['task'] == 'camvid'
+    }
+    assert set(results.images) == set(logged)
+    for training, found in results.images.items():
+        assert len(found) == (233 if training.startswith('long') else 59)
+        intersections, unions = torch.tensor(found.sum(0), dtype=torch.float64)
+        own = IoUMetric.total_area_to_metrics(intersections, unions, unions, unions)['IoU']
+        assert miou(found.sum(0)) == pytest.approx(100 * np.nanmean(own), abs=1e-6)
+        assert miou(found.sum(0)) == pytest.approx(logged[training], abs=0.006)
+
+
+def test_frames_of_a_film_drawn_together_change_no_verdict():
+    """Neighbours are alike; runs of eight seconds are as good as single frames for what the page says."""
+    results = read_results(ROOT / 'tools/study/results')
+    for source, block in (('long', 8), ('short', 2)):
+        names = {run.split('/')[2] for run in results.images if run.startswith(source)}
+        for name in names - {'plain-after'}:
+            assert results.difference(name, 'plain-after', source, block).verdict == (
+                results.difference(name, 'plain-after', source).verdict
+            )
+
+
+def test_intersections_and_unions_of_each_image_are_written(tmp_path):
+    own = PerImageIoU(tmp_path / 'images.json', iou_metrics=['mIoU'])
+    own.dataset_meta = dict(classes=['a', 'b'])
+    for found, truth in (([0, 0, 1, 1], [0, 1, 1, 255]), ([1, 1, 1, 1], [1, 1, 1, 1])):
+        label, prediction = (dict(data=torch.tensor(pixels).reshape(1, 2, 2)) for pixels in (truth, found))
+        own.process({}, [dict(pred_sem_seg=prediction, gt_sem_seg=label)])
+    metrics = own.evaluate(2)
+    images = np.array(json.loads((tmp_path / 'images.json').read_text()))
+    assert images.tolist() == [[[1, 1], [2, 2]], [[0, 4], [0, 4]]]
+    assert metrics['mIoU'] == pytest.approx(miou(images.sum(0)), abs=0.01)
+
+
+def test_page_has_the_results(tmp_path):
+    """As `run.py report` writes it."""
+    shutil.copy(ROOT / 'docs/study.md', tmp_path)
+    report(ROOT / 'tools/study/results', tmp_path / 'study.md')
+    assert (tmp_path / 'study.md').read_text() == (ROOT / 'docs/study.md').read_text()
+    assert (tmp_path / 'study.png').stat().st_size > 10**4
+    assert {row['backbone'] for row in rows_of(ROOT / 'tools/study/results/frozen.jsonl')} == set(FROZEN)
+
+
+def test_results_are_those_of_the_trainings():
     rows = rows_of(ROOT / 'tools/study/results/finetune.jsonl')
     rate_of = {row['run']: row['rate'] for row in rows}
     assert set(rate_of) <= {run.name for run in RUNS}
-    assert f'<!-- finetuned -->\n{finetuned_table(rows)}\n<!-- /finetuned -->' in page
     tested = [run for run in RUNS if run.fold == 'test' and run.name in rate_of]
     assert all(best_rate(run, rows) == rate_of[run.name] for run in tested)
-    summary = f'<!-- summary -->\n{summary_table(frozen_rows, rows)}\n<!-- /summary -->'
-    assert summary in page
-    assert set(filter(None, SUMMARY.values())) <= set(FROZEN)
+    long = rows_of(ROOT / 'tools/study/results/long.jsonl')
+    assert sorted((r['run'], r['budget']) for r in long) == sorted((r.name, kind) for r, kind in trainings())
+    trained = {name for names in TRAINED.values() for name in names}
+    assert trained | {run.backbone for run, _ in trainings()} == set(BACKBONES)
+
+
+def test_old_rates_of_the_poolings_are_those_of_a_head():
+    for name, keys in CUSTOM_KEYS.items():
+        model = nn.Module()
+        model.backbone = MODELS.build(backbone_of('nuclei', name))
+        cfg = dict(type='OptimWrapper', constructor='LayerIdDecayConstructor')
+        cfg |= dict(optimizer=dict(type='AdamW', lr=0.5, weight_decay=0.1))
+        cfg |= dict(paramwise_cfg=dict(decay_rate=0.75, custom_keys=keys))
+        rates = {
+            id(p): group['lr']
+            for group in build_optim_wrapper(model, cfg).optimizer.param_groups
+            for p in group['params']
+        }
+        found = [rates[id(p)] for name, p in model.named_parameters() if '.pools.' in name]
+        assert found == pytest.approx([0.5] * 6)
 
 
 def test_metrics_are_those_of_the_run_itself(tmp_path):
@@ -273,7 +317,7 @@ def test_rate_is_chosen_by_the_metric_before_the_test():
     with pytest.raises(SystemExit, match='choose the rate first'):
         best_rate(chosen, [rows[0], rows[0]])
     assert best_rate(Run('caltech101', 'plain', None, 0, 'test'), []) == 5e-4
-    like = [row | dict(backbone='hpvit-spacing2') for row in rows[:2]]
+    like = [row | dict(backbone='hpvit-spacing2-fast-pools') for row in rows[:2]]
     assert best_rate(Run('camvid', 'hpvit-spacing2-avg', None, 0, 'test'), like) == 1e-3
     assert len({run.name for run in RUNS}) == len(RUNS)
 
@@ -289,14 +333,14 @@ def test_trainings_are_named_by_whole_parts():
 def test_small_study_runs_and_goes_on(shared, tmp_path):
     """What is there is not run again."""
     own = ('--smoke', '--out', tmp_path)
-    name = 'camvid/plain-blocks/test-seed0'
-    some = ('--only', name, 'nuclei/plain/select-lr0.001-seed100')
+    name = 'camvid/plain-after/test-seed0'
+    some = (name, 'nuclei/plain/select-lr0.001-seed100')
     results = [tmp_path / name for name in ('frozen.jsonl', 'finetune.jsonl')]
     chosen = [
         dict(
             run=f'lr{rate}',
             task='camvid',
-            backbone='plain-blocks',
+            backbone='plain-after',
             fold='select',
             rate=rate,
             metrics={'mIoU': value},
@@ -304,13 +348,12 @@ def test_small_study_runs_and_goes_on(shared, tmp_path):
         for rate, value in ((3e-4, 20.0), (1e-3, 10.0))
     ]
     results[1].write_text(''.join(f'{json.dumps(row)}\n' for row in chosen))
-    run(sys.executable, 'tools/study/run.py', 'all', shared, *own, *some, env=None)
+    run(sys.executable, 'tools/study/run.py', 'all', shared, *own, '--only', *some, env=None)
     rows = [path.read_text() for path in results]
     assert [len(text.splitlines()) for text in rows] == [9, 4]
     text = (tmp_path / 'study.md').read_text()
     assert '| `two-scale` | ' in text
-    assert '| `TwoScaleViT` | 1.9 | 2.1 |  |  |  | ' in text
-    assert re.search(r'`Feature2Pyramid` on the same four \| 1\.0 \| 1\.0 \|  \| \d+\.\d \|', text)
+    assert re.search(r'\| CamVid, mIoU \|.*\n.*\n\| `plain-after` \| 1\.0 \|  \| \d+\.\d \|', text)
     assert (tmp_path / 'study.png').is_file()
     # A training that died between its last checkpoint and its evaluation is evaluated; older logs say nothing of it.
     for log in (tmp_path / name).glob('20*/vis_data/*.json'):
@@ -318,8 +361,8 @@ def test_small_study_runs_and_goes_on(shared, tmp_path):
     found = [json.loads(row) for row in rows[1].splitlines()]
     (before,) = (row for row in found if row['run'] == name)
     results[1].write_text(''.join(f'{json.dumps(row)}\n' for row in found if row is not before))
-    for part, options in (('frozen', ()), ('finetune', some)):
-        run(sys.executable, 'tools/study/run.py', part, shared, *own, *options, env=None)
+    probe_all(shared, str(shared / WEIGHTS), tmp_path, smoke=True)
+    finetune(shared, tmp_path, some, smoke=True)
     assert results[0].read_text() == rows[0]
     *others, again = (json.loads(row) for row in results[1].read_text().splitlines())
     assert others == [row for row in found if row is not before]
@@ -327,25 +370,36 @@ def test_small_study_runs_and_goes_on(shared, tmp_path):
     assert before['metrics']['mIoU'] > 0
     assert before['rate'] == 3e-4
     with pytest.raises(
-        SystemExit, match='has camvid/plain-blocks/test-seed0 with --smoke; give another --out'
+        SystemExit, match='has camvid/plain-after/test-seed0 with --smoke; give another --out'
     ):
-        finetuned(Run('camvid', 'plain-blocks', None, 0, 'test'), shared, results[1])
+        finetuned(Run('camvid', 'plain-after', None, 0, 'test'), shared, results[1])
+
+
+@pytest.mark.slow
+def test_small_training_of_the_gpu_list(shared, tmp_path):
+    some = ('--budget', 'short', '--only', 'camvid/plain-after/test-seed0', '--jobs', 1, '--smoke')
+    run(sys.executable, 'tools/study/long.py', shared, tmp_path, *some, env=None)
+    results = read_results(tmp_path)
+    (found,) = results.of('camvid', 'plain-after', 'short')
+    (images,) = results.images.values()
+    assert images.shape == (2, 2, 11)
+    assert miou(images.sum(0)) == pytest.approx(found, abs=0.006)
 
 
 @torch.no_grad()
 def test_impossible_probes_are_refused(real_weights):
     for spec, message in (
-        (f'hpvit:{TI}:after=3', 'after=3: expected different numbers of blocks, 1 to 12'),
-        (f'hpvit:{TI}:after=(3,3)', 'after=(3, 3): expected different'),
-        (f'hpvit:{TI}:out_indices=(0,1):after=(3,6)', 'numbers of blocks, 1 to 4'),
+        (f'plain:{TI}:after=3', 'after=3: expected different numbers of blocks, 1 to 12'),
+        (f'plain:{TI}:after=(3,3)', 'after=(3, 3): expected different'),
         (f'plain:{TI}:after=(3,13)', 'numbers of blocks, 1 to 12'),
-        (f'two-scale:{TI}:after=(3,)', 'after= is for hpvit:NAME and plain:NAME'),
+        (f'two-scale:{TI}:after=(3,)', "unexpected keyword argument 'after'"),
+        (f'swin:{TI}', 'expected hpvit:NAME, two-scale:NAME or plain:NAME'),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             frozen(spec, real_weights)
     with pytest.raises(ValueError, match='expected multiples of the patch size 16'):
         frozen(f'plain:{TI}', real_weights)(torch.zeros(1, 3, 64, 100))
-    (level,) = frozen(f'hpvit:{TI}:out_indices=(0,1):after=(3,)', real_weights)(torch.zeros(1, 3, 64, 96))
+    (level,) = frozen(f'plain:{TI}:after=(3,):upsample=2', real_weights)(torch.zeros(1, 3, 64, 96))
     assert level.shape == (1, 192, 8, 12)
 
 

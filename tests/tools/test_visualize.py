@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from bench.frozen import regroup
 from plain_twin import noisy
+from regroup import regroup
 from tiny_models import KINDS, TRAITS
 from tool_runs import ROOT, SEGMENTER, run, train
 from visualize import attention_of, colours, load_backbones, place_of, plain_twin

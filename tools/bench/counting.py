@@ -53,6 +53,11 @@ def count_flops(model: nn.Module, size: tuple[int, int], batch: int = 1) -> dict
     return {stage: dict(kinds) for stage, kinds in counts.items()}
 
 
+def total_flops(model: nn.Module, size: tuple[int, int]) -> int:
+    """Operations of a forward pass on one image of that height and width, all kinds together."""
+    return sum(sum(kinds.values()) for kinds in count_flops(model, size).values())
+
+
 def _nearest(name: str, named: dict) -> str:
     """The nearest module above that is listed; lists of modules are not."""
     above = name.rpartition('.')[0]

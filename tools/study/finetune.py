@@ -47,57 +47,42 @@ TASKS = {
 BACKBONES = {
     'plain': dict(type='PlainViTPyramid'),
     'plain-after': dict(type='PlainViTPyramid', after=(3, 6, 9, 12)),
+    'plain-x2': dict(type='UpsampledPlainViT'),
+    'two-scale-embedding': dict(type='TwoScaleViT', fine_depths=0),
+    'two-scale': dict(type='TwoScaleViT'),
+    'two-scale-middle': dict(type='TwoScaleViT', middle_depth=6),
+    'hpvit-fast-pools': dict(type='HPViT'),
     'hpvit': dict(type='HPViT'),
+    'hpvit-spacing2-fast-pools': dict(type='HPViT', grid_spacing=2),
     'hpvit-spacing2': dict(type='HPViT', grid_spacing=2),
     'hpvit-spacing2-avg': dict(type='HPViT', grid_spacing=2, pooling='avg'),
-    'hpvit-fast-pools': dict(type='HPViT'),
-    'hpvit-spacing2-fast-pools': dict(type='HPViT', grid_spacing=2),
-    **{
-        f'{name}{spaced}-{pooling}': dict(type='HPViT', depths=depths, pooling=pooling) | options
-        for name, depths in {'hpvit-2280': (2, 2, 8, 0), 'light': (0, 3, 9, 0)}.items()
-        for spaced, options in {'': {}, '-spacing2': dict(grid_spacing=2)}.items()
-        for pooling in ('conv', 'pick', 'avg')
-    },
-    'two-scale': dict(type='TwoScaleViT'),
-    'two-scale-smooth': dict(type='SmoothTwoScaleViT'),
-    'two-scale-middle': dict(type='TwoScaleViT', middle_depth=6),
-    'two-scale-middle-bare': dict(type='BareTwoScaleViT', middle_depth=6),
-    'two-scale-embedding': dict(type='TwoScaleViT', fine_depths=0),
-    'two-scale-embedding-middle': dict(type='TwoScaleViT', fine_depths=0, middle_depth=6),
-    'joined': dict(type='JoinedViT', fine_depths=(0, 3)),
-    'joined-embedding': dict(type='JoinedViT', fine_depths=(0, 0)),
-    'plain-enlarged': dict(type='EnlargedPlainViT'),
-    'plain-blocks': dict(type='BlocksPlainViT'),
-    'plain-x2': dict(type='UpsampledPlainViT'),
+    'hpvit-2280-avg': dict(type='HPViT', depths=(2, 2, 8, 0), pooling='avg'),
+    'hpvit-2280-pick': dict(type='HPViT', depths=(2, 2, 8, 0), pooling='pick'),
+    'hpvit-2280-spacing2-conv': dict(type='HPViT', depths=(2, 2, 8, 0), pooling='conv', grid_spacing=2),
+    'hpvit-2280-spacing2-pick': dict(type='HPViT', depths=(2, 2, 8, 0), pooling='pick', grid_spacing=2),
+    'hpvit-2280-spacing2-avg': dict(type='HPViT', depths=(2, 2, 8, 0), pooling='avg', grid_spacing=2),
+    'light-avg': dict(type='HPViT', depths=(0, 3, 9, 0), pooling='avg'),
+    'light-pick': dict(type='HPViT', depths=(0, 3, 9, 0), pooling='pick'),
+    'light-spacing2-avg': dict(type='HPViT', depths=(0, 3, 9, 0), pooling='avg', grid_spacing=2),
 }
-# Before version 0.7 poolings learned at the full rate, as a head does: by the inverse of their layer's decay.
-CUSTOM_KEYS = {
-    name: {f'pools.{i}': dict(lr_mult=0.75 ** (stop - 13)) for i, stop in enumerate(stops)}
-    for name, stops in {'hpvit-fast-pools': (2, 4, 10), 'hpvit-spacing2-fast-pools': (2, 4, 10)}.items()
-}
-# A classifier takes the last map.
-LAST_MAP = {'plain': 2, 'hpvit': 3}
-_OF_LATER = [n for n in BACKBONES if n.startswith(('hpvit-2280', 'light')) or n in CUSTOM_KEYS]
-# Those that are not trained on every data set of pictures.
-ONLY_ON = {
-    **dict.fromkeys(_OF_LATER, ()),
-    'hpvit': ('camvid', 'nuclei'),
-    'hpvit-spacing2-avg': ('nuclei',),
-    'two-scale-smooth': ('camvid', 'nuclei'),
-    'two-scale-middle': ('nuclei',),
-    'two-scale-middle-bare': ('nuclei',),
-    'two-scale-embedding': ('nuclei',),
-    'two-scale-embedding-middle': (),
-    'joined': (),
-    'joined-embedding': (),
-    'plain-enlarged': ('nuclei',),
-    'plain-blocks': ('camvid',),
-    'plain-x2': ('nuclei',),
+# The old rates: poolings learned at the full rate, as a head does. Each factor is the inverse of the layer's decay.
+_FAST = {f'pools.{i}': dict(lr_mult=0.75 ** (stop - 13)) for i, stop in enumerate((2, 4, 10))}
+CUSTOM_KEYS = {'hpvit-fast-pools': _FAST, 'hpvit-spacing2-fast-pools': _FAST}
+# What tools/study/run.py trains.
+TRAINED = {
+    'caltech101': ('plain', 'hpvit-fast-pools', 'hpvit'),
+    'camvid': (
+        *('plain', 'plain-after', 'two-scale'),
+        *('hpvit-fast-pools', 'hpvit-spacing2-fast-pools', 'hpvit-spacing2'),
+    ),
+    'nuclei': (
+        *('plain', 'plain-after', 'plain-x2', 'two-scale-embedding', 'two-scale', 'two-scale-middle'),
+        *('hpvit-fast-pools', 'hpvit-spacing2-fast-pools', 'hpvit-spacing2', 'hpvit-spacing2-avg'),
+    ),
+    'coco_mini': ('plain', 'plain-after', 'two-scale', 'hpvit-spacing2-fast-pools', 'hpvit-spacing2'),
 }
 # One option of another backbone is changed, and the rate is that one's.
-RATE_OF = {'hpvit-spacing2-avg': 'hpvit-spacing2', 'two-scale-middle-bare': 'two-scale-middle'}
-# Where the higher rate was the better one, a yet higher one was tried; it is not chosen, since not all had it.
-HIGHER = {('nuclei', 'plain'): 3e-3, ('nuclei', 'two-scale'): 3e-3}
+RATE_OF = {'hpvit-spacing2-avg': 'hpvit-spacing2-fast-pools'}
 BUDGET = {'camvid': 200, 'nuclei': 200, 'coco_mini': 300}  # iterations; Caltech-101 has the config's epochs
 # Every fourth frame of CamVid's films.
 TEST_IMAGES = {'camvid': list(range(0, 233, 4))}
@@ -131,25 +116,22 @@ class Run:
 
 
 def _runs() -> list['Run']:
-    """Choices of the rate first; what is trained with each rate is decided when they are done."""
+    """List all trainings: for each backbone the choice of its rate first, then a test for each seed."""
     runs = []
-    for task in TASKS:
-        names = LAST_MAP if task == 'caltech101' else [n for n in BACKBONES if task in ONLY_ON.get(n, TASKS)]
+    for task, names in TRAINED.items():
+        rates = TASKS[task][2]
         for name in names:
-            rates = TASKS[task][2]
             if len(rates) > 1 and name not in RATE_OF:
-                higher = [HIGHER[task, name]] if (task, name) in HIGHER else []
-                runs += [Run(task, name, rate, 100, 'select') for rate in (*rates, *higher)]
+                runs += [Run(task, name, rate, 100, 'select') for rate in rates]
             runs += [Run(task, name, None, seed, 'test') for seed in SEEDS]
-    # Tried once, not better than what is there, and left at that.
-    return runs + [Run('nuclei', name, 1e-3, 100, 'select') for name in ('joined', 'joined-embedding')]
+    return runs
 
 
 RUNS = _runs()
 
 
 def finetuned(run: Run, shared: Path, out: Path, smoke: bool = False) -> dict:
-    """The result of a training out of a file of JSON lines; what is not there yet is trained and added."""
+    """Return the result of a training from a file of JSON lines; train and append it if it is not there."""
     out.parent.mkdir(parents=True, exist_ok=True)
     work_dir = ((out.parent if smoke else WORK) / run.name).resolve()
     work_dir.mkdir(parents=True, exist_ok=True)
@@ -185,20 +167,21 @@ def check_row(row: dict) -> None:
     Raises:
         ValueError: The row has other options or another budget than the study has now.
     """
-    now = json.loads(json.dumps([BACKBONES[row['backbone']], BUDGET.get(row['task'])]))
-    if [row['options'], row['iterations']] != now:
+    options, budget = json.loads(json.dumps(BACKBONES[row['backbone']])), BUDGET.get(row['task'])
+    # Those of tools/study/long.py have another.
+    if row['options'] != options or row.get('iterations', budget) != budget:
         raise ValueError(f'{row["run"]} has other options or another budget; take it out and run it again')
 
 
 def backbone_of(task: str, backbone: str) -> dict:
     """Config of a backbone as a task has it, without weights."""
-    last = LAST_MAP.get(backbone, 3)
-    levels = dict(out_indices=(last,)) if task == 'caltech101' else {}
+    # A classifier takes the last map that is no mere pooling of another.
+    levels = dict(out_indices=(2 if backbone == 'plain' else 3,)) if task == 'caltech101' else {}
     return dict(plain=VIT) | BACKBONES[backbone] | levels
 
 
 def best_rate(run: Run, done: list[dict]) -> float:
-    """The rate that was best where it was chosen, by the first metric of the task."""
+    """Return the rate that was best on the fold 'select', by the first metric of the task."""
     backbone = RATE_OF.get(run.backbone, run.backbone)
     _, metrics, rates = TASKS[run.task]
     if len(rates) == 1:
@@ -219,9 +202,9 @@ def best_rate(run: Run, done: list[dict]) -> float:
 def train(
     run: Run, rate: float, shared: Path, work_dir: Path, smoke: bool, changes: dict[str, object] | None = None
 ) -> dict[str, float]:
-    """Run tools/train.py until it is done, going on from a checkpoint where there is one; the metrics at its end.
+    """Run tools/train.py to its end, resuming from a checkpoint if there is one, and return its metrics.
 
-    ``changes`` are options beside those of the study's protocol, which they may replace.
+    ``changes`` are options that add to those of the study's protocol or replace them.
     """
     options = {'randomness.seed': run.seed, 'optim_wrapper.optimizer.lr': rate}
     if budget := BUDGET.get(run.task):
@@ -248,7 +231,7 @@ def train(
     imports = ['mmhpvit'] + ['study.backbones', 'study.metrics'] * (run.task != 'caltech101')
     init = dict(type='PlainViT', checkpoint=str(shared / WEIGHTS))
     backbone = dict(_delete_=True, init_cfg=init) | backbone_of(run.task, run.backbone)
-    # mmengine writes the config anew, so that what is trained is told by a file of our own.
+    # mmengine rewrites the config, so a file of our own records what is trained.
     mark, what = work_dir / 'study.json', dict(backbone=backbone, budget=BUDGET.get(run.task), rate=rate)
     what = json.dumps(what | dict(seed=run.seed, mmhpvit=mmhpvit.__version__))
     if (work_dir / 'last_checkpoint').exists() and (not mark.exists() or mark.read_text() != what):
@@ -266,7 +249,7 @@ def train(
     names = TASKS[run.task][1]
     metrics = _call('train', [config, '--resume', '--work-dir', work_dir], options, env, work_dir, names)
     if metrics is None:
-        # It had died between its last checkpoint and its evaluation.
+        # An earlier run ended between its last checkpoint and its evaluation.
         checkpoint = (work_dir / 'last_checkpoint').read_text().strip()
         images = {k.replace('val_', 'test_', 1): v for k, v in options.items() if k.startswith('val_')}
         metrics = _call('test', [config, checkpoint, '--work-dir', work_dir], images, env, work_dir, names)
@@ -276,7 +259,7 @@ def train(
 def _call(
     tool: str, arguments: list, options: dict[str, object], env: dict, work_dir: Path, names: list[str]
 ) -> dict[str, float] | None:
-    """Run a tool; the metrics that it, and no run before it in that folder, has logged."""
+    """Run a tool and return the metrics that it has logged, not those of earlier runs in that folder."""
     before = set(work_dir.iterdir())
     changes = ['--cfg-options', *(f'{key}={value}' for key, value in options.items())] if options else []
     command = [str(c) for c in (sys.executable, ROOT / f'tools/{tool}.py', *arguments, *changes)]
@@ -288,7 +271,7 @@ def _call(
 
 
 def images_of(run: Run, shared: Path, work_dir: Path) -> dict[str, object]:
-    """Options for what is trained on and what is measured on."""
+    """Return the options that set the training and the test images."""
     data = shared / 'data' / run.task
     if run.task == 'camvid':
         if run.fold == 'test':
@@ -320,7 +303,7 @@ def images_of(run: Run, shared: Path, work_dir: Path) -> dict[str, object]:
 
 
 def last_metrics(folders: Iterable[Path], names: list[str]) -> dict[str, float] | None:
-    """The metrics of the last evaluation in folders of logs; None where nothing was evaluated."""
+    """Return the metrics of the last evaluation in folders of logs; None if nothing was evaluated."""
     files = [file for f in sorted(folders) for file in (*f.glob('vis_data/scalars.json'), *f.glob('*.json'))]
     lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     lines = [line for line in lines if names[0] in line]

@@ -3,11 +3,13 @@
 
     python tools/study/long.py SHARED OUT [--minutes 8] [--jobs 12] [--only caltech101/plain ...]
 
-Starts the trainings below in order, ends those that are not done in time, and writes OUT/long.jsonl: a line for each,
-with the metrics of every validation. SHARED is laid out as for tools/study/run.py.
+Starts the trainings below in order and ends those that are not done in time. Writes OUT/long.jsonl, a line for each
+with the metrics of every validation, and OUT/long-images.json.gz, the intersections and unions of each image of CamVid.
+SHARED is laid out as for tools/study/run.py.
 """
 
 import argparse
+import gzip
 import json
 import os
 import signal
@@ -42,42 +44,34 @@ LONG = {
     'default_hooks.checkpoint.interval': 2000,
 }
 RATES = {'caltech101': 5e-4, 'camvid': 1e-3, 'nuclei': 1e-3}
-SHORT_ONES = {
-    'caltech101': (
-        'plain',
-        'hpvit-fast-pools',
-        'hpvit',
-        'hpvit-2280-pick',
-        'hpvit-2280-avg',
-        'light-avg',
-        'light-pick',
+# Long ones first, since they decide when the last one ends.
+TRAININGS = {
+    ('camvid', 'long'): (
+        *('plain-after', 'hpvit-2280-spacing2-avg', 'hpvit-spacing2-fast-pools'),
+        *('hpvit-2280-spacing2-pick', 'two-scale'),
     ),
-    'camvid': (
+    ('caltech101', 'short'): (
+        *('plain', 'hpvit-fast-pools', 'hpvit', 'hpvit-2280-pick', 'hpvit-2280-avg'),
+        *('light-avg', 'light-pick'),
+    ),
+    ('camvid', 'short'): (
         *('plain-after', 'hpvit-spacing2-fast-pools', 'hpvit-spacing2', 'hpvit-2280-spacing2-pick'),
         *('hpvit-2280-spacing2-avg', 'hpvit-2280-spacing2-conv', 'light-spacing2-avg', 'hpvit-2280-avg'),
     ),
-    'nuclei': ('plain-after', 'hpvit-spacing2', 'hpvit-2280-spacing2-pick', 'hpvit-2280-spacing2-avg'),
+    ('nuclei', 'short'): (
+        *('plain-after', 'hpvit-spacing2', 'hpvit-2280-spacing2-pick', 'hpvit-2280-spacing2-avg'),
+    ),
 }
-LONG_ONES = (
-    'plain-after',
-    'hpvit-2280-spacing2-avg',
-    'hpvit-spacing2-fast-pools',
-    'hpvit-2280-spacing2-pick',
-    'two-scale',
-)
 
 
 def trainings() -> list[tuple[Run, str]]:
-    """Long ones first, since they decide when the last one ends; each with the kind of its budget."""
-    long = [(Run('camvid', name, None, seed, 'test'), 'long') for name in LONG_ONES[:3] for seed in SEEDS]
-    short = [
-        (Run(task, name, None, seed, 'test'), 'short')
-        for task, names in SHORT_ONES.items()
+    """All trainings in order, each with the kind of its budget."""
+    return [
+        (Run(task, name, None, seed, 'test'), kind)
+        for (task, kind), names in TRAININGS.items()
         for seed in SEEDS
         for name in names
     ]
-    later = [(Run('camvid', name, None, seed, 'test'), 'long') for name in LONG_ONES[3:] for seed in SEEDS]
-    return long + short + later
 
 
 def changes_of(run: Run, kind: str, work_dir: Path) -> dict[str, object]:
@@ -99,12 +93,10 @@ def result_of(run: Run, kind: str, work_dir: Path) -> dict | None:
     if not curve:
         return None
     losses = [round(line['loss'], 4) for line in lines if 'loss' in line]
-    images = work_dir / 'images.json'
     row = dict(
         run=run.name, task=run.task, backbone=run.backbone, seed=run.seed, rate=RATES[run.task], budget=kind
     )
-    row |= dict(options=BACKBONES[run.backbone], curve=curve, losses=losses)
-    return row | (dict(images=json.loads(images.read_text())) if images.exists() else {})
+    return row | dict(options=BACKBONES[run.backbone], curve=curve, losses=losses)
 
 
 def main() -> None:
@@ -147,12 +139,16 @@ def main() -> None:
         time.sleep(1)
     versions = {p.__name__: p.__version__ for p in (torch, mmhpvit)}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'
+    images = {}
     with (args.out / 'long.jsonl').open('w') as file:
         for (run, kind), folder in folders.items():
             if row := result_of(run, kind, folder):
                 done = dict(seconds=seconds.get((run, kind)), device=device)
                 file.write(json.dumps(row | done | versions) + '\n')
                 print(run.name, kind, row['curve'][-1], done['seconds'], flush=True)
+                if (folder / 'images.json').exists():
+                    images[f'{kind}/{run.name}'] = json.loads((folder / 'images.json').read_text())
+    (args.out / 'long-images.json.gz').write_bytes(gzip.compress(json.dumps(images).encode()))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.killpg(os.getpgrp(), signal.SIGTERM)
     os._exit(0)

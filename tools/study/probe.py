@@ -9,9 +9,8 @@ COCO's format, whose instances are painted over each other (one category: its in
 classes). The splits are --splits.
 
 A backbone is hpvit:NAME or two-scale:NAME with options as :name=value, or plain:NAME, which is timm's own model with
-levels after each quarter of its blocks. Beside its own options, hpvit's after=(3,6,9,12) takes the levels after these
-blocks and picked=0.5 has poolings half of the average, half of one token; a plain one has after=, too, and may enlarge
-the image before by upsample=2.
+levels after each quarter of its blocks. A plain one takes its levels after=(3,6,9,12) blocks and may enlarge the image
+before by upsample=2.
 
 Each level of the pyramid is normalised by its out norm, read between its tokens, and one linear layer on all of them
 is trained per seed, on another four fifths of the training images. Rows that are in --out already are not run again.
@@ -38,7 +37,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.counting import count_flops
+from bench.counting import total_flops
 from bench.frozen import frozen
 from bench.labels import IGNORED, Instances, LabelImages, open_split
 from bench.models import parse_spec
@@ -250,9 +249,12 @@ def run(spec: str, weights: str, protocol: Protocol) -> dict:
     how = dict(steps=protocol.steps, batch=protocol.batch)
     heads = [train_head(features, labels, classes, seed, **how) for seed in range(protocol.seeds)]
     iou = evaluate(model, heads, Images(test, protocol.test, protocol.size, name), classes, progress)
-    flops = sum(sum(kinds.values()) for kinds in count_flops(model, protocol.size).values())
     by_class = {name: [round(float(v), 2) for v in iou[:, i]] for i, name in enumerate(train.classes)}
-    return dict(flops=flops, miou=[float(v) for v in np.nanmean(iou, axis=1)], iou=by_class)
+    return dict(
+        flops=total_flops(model, protocol.size),
+        miou=[float(v) for v in np.nanmean(iou, axis=1)],
+        iou=by_class,
+    )
 
 
 if __name__ == '__main__':

@@ -1,53 +1,127 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""Tables and plot of tools/study/run.py's results, written into a page between its markers."""
+"""Tables and plot of the study's results, written into a page between its markers."""
 
+import gzip
+import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
 
+import numpy as np
 import torch
-from bench.counting import count_flops
+from bench.counting import total_flops
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from mmengine.registry import MODELS
-from torch import nn
 
-import study.backbones  # noqa: F401 -- registers backbones
-from study.finetune import BACKBONES, TASKS, VIT, backbone_of, check_row
+import study.backbones  # noqa: F401 -- registers a backbone
+from study.bootstrap import Difference, compare
+from study.finetune import BACKBONES, CUSTOM_KEYS, backbone_of, check_row
 
-DATA = {'camvid': 'CamVid', 'coco_mini': 'COCO-mini', 'nuclei': 'nuclei'}
-# What is drawn of a training, and the size of the images that it is tested on.
-TRAINED = {'camvid': 'mIoU', 'coco_mini': 'coco/person_precision', 'nuclei': 'coco/segm_mAP'}
-METRICS = {
-    f'coco/{kind}_mAP{end}': f'{what} AP{title}'
-    for kind, what in (('bbox', 'box'), ('segm', 'mask'))
-    for end, title in (('', ''), ('_50', ' at 0.5'), ('_s', ' small'))
-} | {'coco/person_precision': 'mask AP of persons', 'accuracy/top1': 'top-1', 'accuracy/top5': 'top-5'}
-TEST_SIZE = {'caltech101': (160, 160), 'camvid': (360, 480), 'coco_mini': (384, 384), 'nuclei': (320, 320)}
-# What the page and the README begin with: names of trainings, and the same frozen.
-SUMMARY = {
-    'plain': f'plain:{VIT}:after=(12,)',
-    'plain-after': f'plain:{VIT}',
-    'plain-blocks': None,
-    'plain-x2': f'plain:{VIT}:upsample=2',
-    'two-scale-embedding': f'two-scale:{VIT}:fine_depths=(0,0)',
-    'two-scale-embedding-middle': f'two-scale:{VIT}:fine_depths=(0,0):middle_depth=6',
-    'two-scale': f'two-scale:{VIT}',
-    'two-scale-middle': f'two-scale:{VIT}:middle_depth=6',
-    'hpvit-spacing2': f'hpvit:{VIT}:grid_spacing=2',
-    'hpvit': f'hpvit:{VIT}',
+DATA = {'camvid': 'CamVid', 'nuclei': 'nuclei', 'coco_mini': 'COCO-mini', 'caltech101': 'Caltech-101'}
+# What is reported of a training: its name among the metrics, on the page, and what makes it percent.
+METRIC = {
+    'camvid': ('mIoU', 'mIoU', 1),
+    'nuclei': ('coco/segm_mAP', 'mask AP', 100),
+    'coco_mini': ('coco/person_precision', 'mask AP of persons', 100),
+    'caltech101': ('accuracy/top1', 'top-1', 1),
 }
-IN_WORDS = {
-    'plain-blocks': "plain ViT, mmseg's `Feature2Pyramid` on the same four",
-    'plain-x2': 'plain ViT, image enlarged twice',
-}
-USUAL = 'vit_base_patch16_224', (512, 512)
-MARKS = {'hpvit': ('o', 'tab:blue'), 'two-scale': ('D', 'tab:green'), 'plain': ('s', 'tab:orange')}
-SMALL = ('pole', 'sign_symbol', 'pedestrian', 'bicyclist')
-# Classes whose mean IoU is told beside the mIoU.
-PARTS = {'camvid': [SMALL], 'coco_mini': [('person',)], 'nuclei': [('nucleus',), ('boundary',)]}
+# Only results of one column are to be compared. A row of tools/study/run.py has no budget of its own.
+SOURCES = {'cpu': 'short, CPU, original images', 'short': 'short, H200, JPEG', 'long': 'long, H200, JPEG'}
+PANELS = [('camvid', 'long'), ('camvid', 'short'), ('nuclei', 'short'), ('nuclei', 'cpu')]
+COLORS = {'hpvit': 'tab:blue', 'light': 'tab:blue', 'two-scale': 'tab:green', 'plain': 'tab:orange'}
+# What is told apart by the images of CamVid, beside each backbone from the plain ViT: the two and the budget.
+PAIRS = [
+    ('hpvit-2280-spacing2-avg', other, 'long')
+    for other in ('hpvit-2280-spacing2-pick', 'hpvit-spacing2-fast-pools', 'two-scale')
+] + [('hpvit-spacing2', 'hpvit-2280-spacing2-avg', 'short')]
+# Task, source, plain ViT, TwoScaleViT and HPViT as they answer the question.
+ANSWER = [
+    ('camvid', 'long', 'plain-after', 'two-scale', 'hpvit-2280-spacing2-avg'),
+    ('nuclei', 'short', 'plain-after', 'two-scale', 'hpvit-spacing2'),
+    ('caltech101', 'short', 'plain', 'two-scale', 'hpvit'),
+    ('coco_mini', 'cpu', 'plain-after', 'two-scale', 'hpvit-spacing2-fast-pools'),
+]
+# Task, source, plain ViT and HPViT with the old and the new rates of its poolings.
+POOL_RATES = [
+    ('caltech101', 'short', 'plain', 'hpvit-fast-pools', 'hpvit'),
+    ('camvid', 'short', 'plain-after', 'hpvit-spacing2-fast-pools', 'hpvit-spacing2'),
+]
+
+
+@dataclass
+class Results:
+    """What the study has found.
+
+    Attributes:
+        frozen: Rows of linear heads.
+        trained: Rows of trainings on any machine, by task, backbone and source, in the order of the study.
+        images: Intersections and unions of each test image of CamVid, (images, 2, classes), by source and training.
+    """
+
+    frozen: list[dict]
+    trained: dict[tuple[str, str, str], list[dict]]
+    images: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def of(self, task: str, backbone: str, source: str) -> list[float]:
+        """The task's metric of each seed, in percent; empty where it was not run."""
+        name, _, scale = METRIC[task]
+        return [scale * row['metrics'][name] for row in self.trained.get((task, backbone, source), [])]
+
+    def difference(self, backbone: str, other: str, source: str, block: int = 1) -> Difference | None:
+        """A backbone's mIoU on CamVid less another's; None where the images of one were not kept."""
+        ours, others = (
+            [
+                areas
+                for run, areas in sorted(self.images.items())
+                if run.startswith(f'{source}/camvid/{name}/')
+            ]
+            for name in (backbone, other)
+        )
+        return compare(ours, others, block=block) if ours and others else None
+
+
+def read_results(folder: Path) -> Results:
+    """Read the results in a folder; a file that is not there has none."""
+    rows = [row | dict(metrics=row['curve'][-1], fold='test') for row in rows_of(folder / 'long.jsonl')]
+    images = folder / 'long-images.json.gz'
+    areas = json.loads(gzip.decompress(images.read_bytes())) if images.exists() else {}
+    return Results(
+        rows_of(folder / 'frozen.jsonl'),
+        by_training(rows_of(folder / 'finetune.jsonl') + rows),
+        {run: np.array(found) for run, found in areas.items()},
+    )
+
+
+def rows_of(path: Path) -> list[dict]:
+    """The lines of a file of results."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def by_training(rows: list[dict]) -> dict[tuple[str, str, str], list[dict]]:
+    """Results that are reported, by task, backbone and source, in the order of the study and of the seeds.
+
+    Raises:
+        ValueError: A row of other options or another budget than the study has now, of another rate or device than the
+            other seeds, or there twice.
+    """
+    groups = {(task, name, source): [] for task in DATA for name in BACKBONES for source in SOURCES}
+    for row in sorted((row for row in rows if row['fold'] == 'test'), key=lambda row: row['seed']):
+        group = groups.get((row['task'], row['backbone'], row.get('budget', 'cpu')))
+        if group is None or row['seed'] in [other['seed'] for other in group]:
+            raise ValueError(f'{row["run"]} is none of the study or there twice; take it out')
+        check_row(row)
+        for key in ('rate', 'device'):
+            if any(row.get(key) != other.get(key) for other in group):
+                raise ValueError(
+                    f'{row["run"]} has another {key} than the other seeds; take it out and run it again'
+                )
+        group.append(row)
+    return {key: found for key, found in groups.items() if found}
 
 
 def spread(values: list[float]) -> str:
@@ -55,262 +129,184 @@ def spread(values: list[float]) -> str:
     return f'{mean(values):.1f}' + (f' ± {stdev(values):.1f}' if len(values) > 1 else '')
 
 
-def paired(values: list[float], plain: list[float]) -> list[float]:
-    """Differences seed by seed: both heads of a seed were trained on the same pixels of the same images."""
-    return [value - other for value, other in zip(values, plain, strict=True)]
+def signed(values: Sequence[float]) -> str:
+    """Mean and standard deviation of differences."""
+    return f'{"+" if mean(values) >= 0 else ""}{spread(list(values))}'
 
 
-def short(backbone: str) -> str:
-    """``hpvit:NAME:option=value`` as ``hpvit option=value``."""
-    kind, _, *options = backbone.split(':')
-    return ' '.join([kind, *options])
+def markdown(titles: list[str], rows: list[list[str]]) -> str:
+    """A table; without rows its titles alone."""
+    lines = [titles, ['---'] * len(titles), *rows]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
-def by_backbone(rows: list[dict]) -> dict[str, dict[str, dict]]:
-    """Rows by backbone and data set.
+def verdict_table(results: Results) -> str:
+    """Differences on CamVid whose test images were kept, by :func:`study.bootstrap.compare`."""
+    wanted = [(n, 'plain-after', s) for s in ('long', 'short') for n in BACKBONES if n != 'plain-after']
+    rows = []
+    for name, other, source in wanted + PAIRS:
+        if found := results.difference(name, other, source):
+            rows.append([f'`{name}`', f'`{other}`', source, *_told(found), found.verdict])
+    return markdown(['backbone', 'against', 'budget', 'difference', '95 % interval', 'verdict'], rows)
+
+
+def answer_table(results: Results) -> str:
+    """The plain ViT, TwoScaleViT and HPViT on each data set."""
+    titles = ['data', 'plain ViT', '`TwoScaleViT`', '`HPViT`', '`HPViT` less plain ViT', '95 % interval']
+    return markdown(titles, [_three(results, *row, than=0) for row in ANSWER])
+
+
+def rate_table(results: Results) -> str:
+    """HPViT with the old and the new learning rates of its poolings."""
+    titles = ['data', 'plain ViT', 'old rates', 'new rates', 'new less old', '95 % interval']
+    return markdown(titles, [_three(results, *row, than=1) for row in POOL_RATES])
+
+
+def _three(results: Results, task: str, source: str, *names: str, than: int) -> list[str]:
+    """Three backbones on one data set, and the last of them less another, seed by seed."""
+    values = [results.of(task, name, source) for name in names]
+    title = f'{DATA[task]}, {METRIC[task][1]} ({SOURCES[source]})'
+    cells = [title, *(spread(found) if found else '' for found in values), '', '']
+    if values[-1] and values[than]:
+        cells[4] = signed(_paired(values[-1], values[than]))
+    if task == 'camvid' and (found := results.difference(names[-1], names[than], source)):
+        cells[5] = _told(found)[1]
+    return cells
+
+
+def _told(found: Difference) -> list[str]:
+    return [signed(found.seeds), f'{found.low:+.1f} to {found.high:+.1f}']
+
+
+def trained_table(results: Results) -> str:
+    """A table for each task: a backbone's cost, the rates of its poolings, the metric over the seeds by source."""
+    tables = []
+    for task, title in DATA.items():
+        trained = {(name, source) for of, name, source in results.trained if of == task}
+        sources = [source for source in SOURCES if any(source == run[1] for run in trained)]
+        rows = []
+        for name in BACKBONES:
+            if not any(name == run[0] for run in trained):
+                continue
+            cells = [results.of(task, name, source) for source in sources]
+            rows.append([f'`{name}`', f'{relative_flops(name):.1f}', pool_rates(name)])
+            rows[-1] += [spread(values) if values else '' for values in cells]
+        if rows:
+            titles = [f'{title}, {METRIC[task][1]}', 'FLOPs', 'pool rates', *(SOURCES[s] for s in sources)]
+            tables.append(markdown(titles, rows))
+    return '\n\n'.join(tables)
+
+
+def pool_rates(backbone: str) -> str:
+    """Whether a backbone's poolings learned at the old or the new rates; empty without poolings that learn."""
+    options = BACKBONES[backbone]
+    if options['type'] != 'HPViT' or options.get('pooling') == 'avg':
+        return ''
+    return 'old' if backbone in CUSTOM_KEYS else 'new'
+
+
+@cache
+def flops_of(backbone: str) -> int:
+    """FLOPs of a backbone with its pyramid at 320x320."""
+    # Without values: several times as fast, and the same count.
+    with torch.device('meta'):
+        return total_flops(MODELS.build(backbone_of('nuclei', backbone)).eval(), (320, 320))
+
+
+def relative_flops(backbone: str) -> float:
+    """FLOPs of a backbone relative to those of the plain ViT."""
+    return flops_of(backbone) / flops_of('plain')
+
+
+def frozen_table(rows: list[dict]) -> str:
+    """One row a backbone, by cost; in brackets the difference to the plain ViT's four maps, head by head.
 
     Raises:
         ValueError: Two rows of one backbone on one data set, such as at two sizes.
     """
-    found = {}
+    found: dict[str, dict[str, dict]] = {}
     for row in rows:
         one = found.setdefault(row['backbone'], {})
         if row['data'] in one:
             raise ValueError(f'{row["backbone"]} has two results on {row["data"]}; keep one in frozen.jsonl')
         one[row['data']] = row
-    return found
+    plain = next(one for name, one in found.items() if name.startswith('plain:') and name.count(':') == 1)
+
+    def cost(one: dict[str, dict]) -> float:
+        data = next(data for data in plain if data in one)
+        return one[data]['flops'] / plain[data]['flops']
+
+    data = list(DATA)[:3]
+    lines = []
+    for name, one in sorted(found.items(), key=lambda item: cost(item[1])):
+        kind, _, *options = name.split(':')
+        cells = [f'`{" ".join([kind, *options])}`', f'{cost(one):.1f}']
+        for row, base in ((one.get(key), plain.get(key)) for key in data):
+            cells.append(spread(row['miou']) if row else '')
+            if row and base and one is not plain:
+                cells[-1] = f'{mean(row["miou"]):.1f} ({signed(_paired(row["miou"], base["miou"]))})'
+        lines.append(cells)
+    return markdown(['backbone', 'FLOPs', *(DATA[key] for key in data)], lines)
 
 
-def plain_of(groups: dict[str, dict[str, dict]]) -> dict[str, dict]:
-    """The plain ViT without options, by data set."""
-    return next(found for name, found in groups.items() if name.startswith('plain:') and name.count(':') == 1)
+def _paired(values: list[float], others: list[float]) -> list[float]:
+    """Differences seed by seed: both of a seed were trained on the same images in the same order."""
+    return [value - other for value, other in zip(values, others, strict=True)]
 
 
-def cost(found: dict[str, dict], plain: dict[str, dict], data: str) -> float:
-    """Operations over those of the plain ViT on the same images."""
-    return found[data]['flops'] / plain[data]['flops']
-
-
-def costs(found: dict[str, dict], plain: dict[str, dict]) -> list[float]:
-    """At the size of the photographs, which have one, and at that of the nuclei."""
-    sizes = ('camvid', 'coco_mini'), ('nuclei',)
-    first = (next((data for data in group if data in found and data in plain), None) for group in sizes)
-    return [cost(found, plain, data) for data in first if data]
-
-
-def frozen_table(rows: list[dict]) -> str:
-    """One row a backbone, by cost."""
-    groups = by_backbone(rows)
-    plain = plain_of(groups)
-    lines = [
-        '| backbone | operations | CamVid | its small classes | COCO-mini | its persons | nuclei | inside, boundary |'
-    ]
-    lines.append('| --- ' * 8 + '|')
-    for backbone, found in sorted(groups.items(), key=lambda item: costs(item[1], plain)):
-        cells = [f'`{short(backbone)}`', ' / '.join(f'{x:.1f}' for x in costs(found, plain))]
-        for name, parts in PARTS.items():
-            if name not in found:
-                cells += ['', '']
-                continue
-            miou, iou = found[name]['miou'], found[name]['iou']
-            part = [mean(mean(iou[c]) for c in classes) for classes in parts]
-            cell = spread(miou)
-            if found is not plain and name in plain:
-                over = spread(paired(miou, plain[name]['miou']))
-                cell += f' ({over})' if over.startswith('-') else f' (+{over})'
-            cells += [cell, ', '.join(f'{value:.1f}' for value in part)]
-        lines.append('| ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines)
-
-
-def finetuned_table(rows: list[dict]) -> str:
-    """A table for each task with one row a backbone: its cost, the rate that was chosen, each metric over the seeds."""
-    lines, last = [], None
-    for (task, backbone), found in by_training(rows).items():
-        names = [name for name in TASKS[task][1] if name in found[0]['metrics']]
-        if task != last:
-            titles = [task, 'operations', 'seeds', 'rate', *(METRICS.get(name, name) for name in names)]
-            lines += [''] * bool(lines) + [f'| {" | ".join(titles)} |', '| --- ' * len(titles) + '|']
-            last = task
-        cells = [backbone, f'{finetuned_cost(task, backbone):.1f}', str(len(found)), f'{found[0]["rate"]:g}']
-        cells += [spread(percent(name, found)) for name in names]
-        lines.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(lines)
-
-
-def summary_table(frozen: list[dict], finetuned: list[dict]) -> str:
-    """The backbones that one chooses between: what they cost, trained and frozen on all data sets."""
-    groups, trained = by_backbone(frozen), by_training(finetuned)
-    titles = ['backbone', 'operations of ViT-B', 'of ViT-Ti']
-    titles += [f'trained: {DATA["nuclei"]}', DATA['camvid'], f'{DATA["coco_mini"]}, persons']
-    titles += [f'frozen: {DATA["nuclei"]}', DATA['camvid'], DATA['coco_mini']]
-    lines = [f'| {" | ".join(titles)} |', '| --- ' * len(titles) + '|']
-    order = 'nuclei', 'camvid', 'coco_mini'
-    plain = usual_flops('plain')
-    for name, spec in SUMMARY.items():
-        found = groups.get(spec, {})
-        cells = [_named(name), f'{usual_flops(name) / plain:.1f}', f'{finetuned_cost("nuclei", name):.1f}']
-        for data in order:
-            rows = trained.get((data, name))
-            cells.append(spread(percent(TRAINED[data], rows)) if rows else '')
-        cells += [spread(found[data]['miou']) if data in found else '' for data in order]
-        lines.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(lines)
-
-
-def _named(backbone: str) -> str:
-    """A backbone as a config has it, or in words where none of the package is such."""
-    if backbone in IN_WORDS:
-        return IN_WORDS[backbone]
-    kind, *options = BACKBONES[backbone].items()
-    return ', '.join([f'`{kind[1]}`', *(f'`{key}={value}`' for key, value in options)])
-
-
-@cache
-def usual_flops(backbone: str) -> int:
-    """Operations with a ViT and at a size that are usual."""
-    plain, size = USUAL
-    with torch.device('meta'):
-        model = MODELS.build(BACKBONES[backbone] | dict(plain=plain))
-    # Nobody looks at the weights.
-    model = model.to_empty(device='cpu').eval()
-    return sum(sum(kinds.values()) for kinds in count_flops(model, size).values())
-
-
-def by_training(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
-    """Results that are reported, by task and backbone, in the order of the study.
-
-    Raises:
-        ValueError: A row of other options or another budget than the study has now, of two rates, or there twice.
-    """
-    groups = {(task, backbone): [] for task in TASKS for backbone in BACKBONES}
-    for row in rows:
-        task, backbone = row['task'], row['backbone']
-        if row['fold'] != 'test':
-            continue
-        if (task, backbone) not in groups or row['seed'] in [
-            other['seed'] for other in groups[task, backbone]
-        ]:
-            raise ValueError(f'{row["run"]} is none of the study or there twice; take it out')
-        check_row(row)
-        if any(row['rate'] != other['rate'] for other in groups[task, backbone]):
-            raise ValueError(
-                f'{row["run"]} has another rate than the other seeds; take it out and run it again'
-            )
-        groups[task, backbone].append(row)
-    return {key: found for key, found in groups.items() if found}
-
-
-def percent(name: str, rows: list[dict]) -> list[float]:
-    """A metric of each row in percent."""
-    scale = 100 if name.startswith('coco/') else 1
-    return [scale * row['metrics'][name] for row in rows]
-
-
-@cache
-def finetuned_cost(task: str, backbone: str) -> float:
-    """Operations of a backbone with its pyramid, over those of the plain ViT with its own, at a task's test size."""
-    counts = [
-        sum(sum(kinds.values()) for kinds in count_flops(_built(task, name), TEST_SIZE[task]).values())
-        for name in (backbone, 'plain')
-    ]
-    return counts[0] / counts[1]
-
-
-def _built(task: str, backbone: str) -> nn.Module:
-    return MODELS.build(backbone_of(task, backbone)).eval()
-
-
-Point = tuple[float, list[float], str | None]
-
-
-def frontiers(frozen: list[dict], finetuned: list[dict], out: Path) -> None:
-    """Accuracy over cost, one panel a data set: above of frozen features, below of trainings.
-
-    What the summary has is numbered as in the legend, all else is grey; bars are standard deviations; the line joins
-    what nothing cheaper beats.
-    """
-    groups = by_backbone(frozen)
-    plain = plain_of(groups)
-    named = {spec: name for name, spec in SUMMARY.items() if spec}
-    figure = Figure(figsize=(15, 9), layout='constrained')
-    axes = figure.subplots(3, 3, height_ratios=[1, 1, 0.3])
-    panels = [
-        [
-            (cost(found, plain, name), paired(found[name]['miou'], plain[name]['miou']), named.get(backbone))
-            for backbone, found in groups.items()
-            if name in found and name in plain
-        ]
-        for name in DATA
-    ]
-    _draw(axes[0], panels, ['mIoU less that of four maps of the plain ViT'] * 3, 'frozen, a linear layer')
-    trained = by_training(finetuned)
-    panels = [
-        [
-            (
-                finetuned_cost(task, backbone),
-                percent(TRAINED[name], found),
-                backbone if backbone in SUMMARY else None,
-            )
-            for (task, backbone), found in trained.items()
-            if task == name
-        ]
-        for name in DATA
-    ]
-    _draw(axes[1], panels, [METRICS.get(TRAINED[name], TRAINED[name]) for name in DATA], 'fine-tuned')
-    for axis, start in zip(axes[2], range(0, len(SUMMARY), -(-len(SUMMARY) // 3)), strict=True):
-        part = list(SUMMARY)[start : start + -(-len(SUMMARY) // 3)]
-        lines = (f'{list(SUMMARY).index(name) + 1:2d}  {_named(name).replace("`", "")}' for name in part)
-        axis.text(0, 1, '\n'.join(lines), va='top', transform=axis.transAxes)
-        axis.axis('off')
+def draw(results: Results, out: Path) -> None:
+    """Draw accuracy over cost, a panel for each of ``PANELS``; bars are standard deviations over seeds."""
+    figure = Figure(figsize=(13, 9), layout='constrained')
+    for axis, (task, source) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+        axis.set_title(f'{DATA[task]}: {SOURCES[source]}')
+        points = [(name, results.of(task, name, source)) for name in BACKBONES]
+        _panel(axis, [(relative_flops(name), values, name) for name, values in points if values])
+        axis.set(xlabel='FLOPs, relative to the plain ViT', ylabel=METRIC[task][1])
     figure.suptitle(
-        'circles: HPViT, diamonds: TwoScaleViT, squares: plain ViT; grey: other options; bars: standard deviation\n'
-        "operations are of ViT-Ti over the plain ViT's, below with its pyramid"
+        'Fine-tuned ViT-Ti, 2,000 iterations (long) or 200 (short)\n'
+        'hollow: poolings at the old rates; bars: standard deviation of three seeds'
     )
     figure.savefig(out, dpi=90)
 
 
-def _draw(axes: Sequence[Axes], panels: list[list[Point]], metrics: list[str], how: str) -> None:
-    """A panel for each data set."""
-    numbers = {name: i for i, name in enumerate(SUMMARY, 1)}
-    for axis, points, metric, title in zip(axes, panels, metrics, DATA.values(), strict=True):
-        axis.set_title(f'{title}: {how}')
-        if not points:
-            axis.text(0.5, 0.5, 'not run', ha='center', transform=axis.transAxes)
-            axis.set_axis_off()
-            continue
-        best, steps = float('-inf'), []
-        for x, values, name in sorted(points, key=lambda p: (round(p[0], 2), -mean(p[1]))):
-            y = mean(values)
-            if name:
-                bar = stdev(values) if len(values) > 1 else 0
-                mark, color = next(MARKS[kind] for kind in MARKS if name.startswith(kind))
-                axis.errorbar(x, y, bar, fmt=mark, color=color, elinewidth=0.6, zorder=3)
-                axis.annotate(str(numbers[name]), (x, y), xytext=(5, 4), textcoords='offset points')
-            else:
-                axis.plot(x, y, '.', color='lightgrey', zorder=1)
-            if y > best:
-                best = y
-                steps.append((x, y))
-        axis.plot(*zip(*steps, strict=True), color='grey', linewidth=0.8, zorder=0)
-        axis.set_xscale('log')
-        axis.set_xticks([1, 2, 4, 8], ['1', '2', '4', '8'])
-        axis.minorticks_off()
-        axis.margins(x=0.15)
-        axis.set_xlabel('operations')
-        axis.set_ylabel(metric)
+def _panel(axis: Axes, points: list[tuple[float, list[float], str]]) -> None:
+    """Points with their names in a column on the right, in the order of their heights."""
+    if not points:
+        axis.text(0.5, 0.5, 'not run', ha='center', transform=axis.transAxes)
+        return
+    points = sorted(points, key=lambda point: mean(point[1]))
+    right = max(x for x, *_ in points)
+    for x, values, name in points:
+        color = next(COLORS[kind] for kind in COLORS if name.startswith(kind))
+        face = 'white' if name in CUSTOM_KEYS else color
+        bar = stdev(values) if len(values) > 1 else 0
+        axis.errorbar(x, mean(values), bar, fmt='o', color=color, mfc=face, elinewidth=0.8, zorder=3)
+    axis.set(xlim=(0.6, 0.6 + (right - 0.6) / 0.6), xticks=range(1, round(right) + 1))
+    low, high = axis.get_ylim()
+    # Heights of the names, at least a line of text apart, around those of the points.
+    heights = [mean(values) for _, values, _ in points]
+    gap = 0.055 * (high - low)
+    for _ in range(200):
+        for i, (lower, upper) in enumerate(pairwise(heights)):
+            if upper - lower < gap:
+                middle = (lower + upper) / 2
+                heights[i : i + 2] = [middle - gap / 2, middle + gap / 2]
+    for (x, values, name), height in zip(points, heights, strict=True):
+        color = next(COLORS[kind] for kind in COLORS if name.startswith(kind))
+        axis.plot([x, 1.06 * right], [mean(values), height], color='lightgrey', linewidth=0.7, zorder=1)
+        axis.text(1.07 * right, height, name, color=color, va='center')
+    axis.set_ylim(min(low, heights[0] - gap), max(high, heights[-1] + gap))
 
 
-def write_page(page: Path, frozen: list[dict], finetuned: list[dict]) -> None:
-    """Put the tables between the markers of a page, and the plot beside it."""
-    tables = dict(frozen=frozen_table(frozen), finetuned=finetuned_table(finetuned))
-    write_tables(page, tables | dict(summary=summary_table(frozen, finetuned)))
-    frontiers(frozen, finetuned, page.with_name('study.png'))
+def write_page(page: Path, results: Results) -> None:
+    """Put the tables between the markers of a page, and the plot beside it.
 
-
-def write_tables(page: Path, tables: dict[str, str]) -> None:
-    """Put tables between the markers of a page."""
+    Raises:
+        ValueError: A marker is not in the page.
+    """
     text = page.read_text()
+    tables = dict(answer=answer_table(results), verdicts=verdict_table(results), rates=rate_table(results))
+    tables |= dict(trained=trained_table(results), frozen=frozen_table(results.frozen))
     for marker, table in tables.items():
         text, count = re.subn(
             rf'(<!-- {marker} -->\n).*?(<!-- /{marker} -->)',
@@ -321,3 +317,4 @@ def write_tables(page: Path, tables: dict[str, str]) -> None:
         if count != 1:
             raise ValueError(f'{page} has no place <!-- {marker} --> ... <!-- /{marker} -->')
     page.write_text(text)
+    draw(results, page.with_name('study.png'))
