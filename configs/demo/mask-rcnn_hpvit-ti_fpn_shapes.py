@@ -9,7 +9,7 @@ width = 64
 model = dict(
     # The timm weights of this name were trained with mean and standard deviation 0.5.
     data_preprocessor=dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5]),
-    backbone=dict(plain='vit_tiny_patch16_224', grid_spacing=1, drop_path_rate=0.0),
+    backbone=dict(_delete_=True, type='HPViT', plain='vit_tiny_patch16_224', init_cfg=dict(type='PlainViT')),
     neck=dict(in_channels=[192, 192, 192, 192], out_channels=width),
     rpn_head=dict(in_channels=width, feat_channels=width, num_convs=1),
     roi_head=dict(
