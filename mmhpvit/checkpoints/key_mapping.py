@@ -7,7 +7,6 @@ data-parallel training; what lies outside the prefix is not of the encoder.
 """
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -129,6 +128,29 @@ NAMINGS = (
     ),
 )
 
+
+@dataclass(frozen=True)
+class Encoder:
+    """The image encoder within a file.
+
+    Attributes:
+        naming: How the file names its weights.
+        prefix: What stands before these names in the file.
+        weights: Its weights, by their names without the prefix.
+        dropped: The weights outside it, and why they are left out, for the report.
+    """
+
+    naming: Naming
+    prefix: str
+    weights: dict[str, Tensor]
+    dropped: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def kernel(self) -> Tensor:
+        """The patch kernel as the file has it: (C, 3, P, P), or a matrix (C, 3 * P * P)."""
+        return self.weights[self.naming.patch]
+
+
 # Of several encoders in one file, the one that is meant, by a part of its prefix: averages and teachers,
 # which are what evaluation uses, before what they learn from; what sees images before what does not.
 _PREFERRED = (
@@ -166,22 +188,19 @@ NOT_OF_THE_BODY = (
 )
 
 
-def find_encoder(names: Iterable[str], source: str | None, location: str) -> tuple[Naming, str, list[str]]:
-    """Tell by its names how a file names the weights of its image encoder, and where the encoder is.
+def find_encoder(raw: dict[str, Tensor], source: str | None, location: str) -> Encoder:
+    """Find the image encoder in a file by the names of its weights.
 
     Args:
-        names: The names of the file.
-        source: Name of a naming, or prefix of the encoder that is meant (``'bare'`` for none); None to tell
-            them by the names.
+        raw: Names and tensors of the file.
+        source: Name of a naming, or prefix of the wanted encoder (``'bare'`` for no prefix). None (default of the
+            callers) detects both from the names.
         location: The file, for errors.
 
-    Returns:
-        The naming, the prefix that its names have in the file, and the prefixes of other encoders in it.
-
     Raises:
-        ValueError: No plain ViT under any of the names that are known, or several and no way to tell which.
+        ValueError: No known naming matches, or several encoders match and nothing decides between them.
     """
-    names = list(names)
+    names = list(raw)
     found = [
         (naming, name.removesuffix(naming.patch))
         for naming in NAMINGS
@@ -218,17 +237,15 @@ def find_encoder(names: Iterable[str], source: str | None, location: str) -> tup
             f'say which by source=, for instance source={found[0][1].removesuffix(".") or "bare"!r}'
         )
     naming, prefix = found[0]
-    return naming, prefix, [other for other in prefixes if other != prefix]
-
-
-def names_under(weights: dict[str, Tensor], prefix: str, others: list[str]) -> dict[str, Tensor]:
-    """The weights of an encoder without its prefix, and without those of other encoders within it."""
-    within = tuple(other for other in others if other.startswith(prefix))
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in weights.items()
-        if name.startswith(prefix) and not (within and name.startswith(within))
-    }
+    within = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
+    own = [name for name in names if name.startswith(prefix) and not (within and name.startswith(within))]
+    outside = raw.keys() - set(own)
+    return Encoder(
+        naming,
+        prefix,
+        {name.removeprefix(prefix): raw[name] for name in own},
+        tuple((name, 'not of the encoder') for name in names if name in outside),
+    )
 
 
 def _has_blocks(naming: Naming, prefix: str, names: list[str]) -> bool:

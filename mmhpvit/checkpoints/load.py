@@ -4,22 +4,26 @@
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import chain
 
 import torch
 from mmengine.logging import print_log
 from mmengine.model.weight_init import update_init_info
 from mmengine.registry import WEIGHT_INITIALIZERS
-from safetensors import SafetensorError
-from timm.models import get_arch_pretrained_cfgs, load_state_dict_from_hf
+from timm.models import get_arch_pretrained_cfgs
 from torch import Tensor, nn
 
 from ..backbones.timm_vit import PREFIX_TOKENS, build_plain_vit
 from ..layers.patch_embed import resize_kernel
-from .convert import convert
+from .convert import convert, target_of
+from .download import local_file
+from .key_mapping import find_encoder
 from .npz import read_npz
-from .reader import local_file, read_checkpoint
+from .reader import read_checkpoint, read_timm_weights
 from .report import LoadReport
-from .validate import KERNEL, POSITIONS, Weights
+from .validate import KERNEL, POSITIONS, Target, Weights
 
 
 def load_plain_weights(
@@ -55,8 +59,7 @@ def load_plain_weights(
         )
     plain = build_plain_vit(backbone.plain, device='meta')
     weights, shapes, report = plain_weights(plain, backbone.plain, checkpoint, source)
-    _copy(weights, shapes, backbone, report)
-    return report
+    return _copy(weights, shapes, backbone, report)
 
 
 def plain_weights(
@@ -86,25 +89,45 @@ def plain_weights(
             "checkpoint='' is empty (a variable that is not set?); give the path or address of a file, or leave it out "
             'for the weights that timm has'
         )
-    report = LoadReport(checkpoint or f"timm's weights of {name}", name)
-    report.images = expected_images(plain, name, of_timm=checkpoint is None)
-    in_file = {}
-    if checkpoint is None:
-        raw = _timm_weights(plain, name)
-    elif (path := local_file(checkpoint)).suffix == '.npz':
-        raw, in_file = read_npz(path, build_plain_vit(name), name)
-    else:
-        raw = read_checkpoint(checkpoint)
-    weights, shapes = convert(raw, plain, source, report)
-    shapes |= in_file
-    report.resized = [
-        (n, shapes[n], tuple(tensor.shape))
-        for n, tensor in weights.items()
-        if n in shapes and _was_resized(n, shapes[n], tensor, plain)
-    ]
+    target = target_of(plain, name, checkpoint or f"timm's weights of {name}")
+    raw, in_file = _read(checkpoint, plain, name)
+    encoder = find_encoder(raw, source, target.source)
+    converted = convert(encoder, target)
+    weights, shapes = converted.weights, converted.shapes | in_file
     kinds = Counter(str(t.dtype).removeprefix('torch.') for t in weights.values())
-    report.cast = [(count, kind) for kind, count in kinds.items() if kind != 'float32']
+    report = LoadReport(
+        target.source,
+        name,
+        encoder.naming.name,
+        encoder.prefix,
+        resized=[
+            (n, shapes[n], tuple(tensor.shape))
+            for n, tensor in weights.items()
+            if n in shapes and _was_resized(n, shapes[n], tensor, target)
+        ],
+        cast=[(count, kind) for kind, count in kinds.items() if kind != 'float32'],
+        zero=list(converted.zero),
+        dropped=_merged(encoder.dropped, converted.dropped),
+        images=expected_images(plain, name, of_timm=checkpoint is None),
+    )
     return weights, shapes, report
+
+
+def _read(checkpoint: str | None, plain: nn.Module, name: str) -> tuple[Weights, dict[str, tuple[int, ...]]]:
+    """The weights of a file, and the shapes that they had in it where reading has resized them already."""
+    if checkpoint is None:
+        return read_timm_weights(plain, name), {}
+    if (path := local_file(checkpoint)).suffix == '.npz':
+        return read_npz(path, build_plain_vit(name), name)
+    return read_checkpoint(checkpoint), {}
+
+
+def _merged(*entries: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The entries of several steps; where two name the same weight, the first."""
+    merged: dict[str, str] = {}
+    for name, reason in chain(*entries):
+        merged.setdefault(name, reason)
+    return list(merged.items())
 
 
 def expected_images(plain: nn.Module, name: str, of_timm: bool = False) -> dict[tuple, list[str]]:
@@ -127,64 +150,44 @@ def expected_images(plain: nn.Module, name: str, of_timm: bool = False) -> dict[
     return found
 
 
-def _timm_weights(plain: nn.Module, name: str) -> dict[str, Tensor]:
-    cfg = plain.pretrained_cfg
-    where = [cfg[key] for key in ('hf_hub_id', 'hf_hub_filename') if cfg.get(key)]
-    if not cfg.get('hf_hub_id'):
-        if not cfg.get('url'):
-            raise ValueError(f'timm has no weights of {name!r}; give checkpoint=FILE, or a name with a tag')
-        return read_checkpoint(cfg['url'])
-    try:
-        return load_state_dict_from_hf(*where, weights_only=True)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        reason = str(error).split('\n')[0][:160]
-        raise OSError(
-            f"timm's weights of {name!r} could not be fetched ({reason}); fetch them elsewhere and give "
-            'the file: model.backbone.init_cfg.checkpoint=FILE'
-        ) from error
-
-
 def _copy(
-    weights: dict[str, Tensor],
-    shapes: dict[str, tuple[int, ...]],
-    backbone: nn.Module,
-    report: LoadReport,
-) -> None:
+    weights: Weights, shapes: dict[str, tuple[int, ...]], backbone: nn.Module, report: LoadReport
+) -> LoadReport:
+    """Copy the weights into a backbone; the report with what became of them there."""
     own = backbone.state_dict()
-    taken = set()
+    resized = [entry for entry in report.resized if entry[0] != KERNEL]
+    old, new = shapes.get(KERNEL, ()), tuple(own[KERNEL].shape)
+    old = old if len(old) == 4 else tuple(weights[KERNEL].shape)
+    resized += [(KERNEL, old, new)] if old != new else []
+    taken, loaded, dropped = set(), [], []
     for name, tensor in weights.items():
         targets = [name] if name in own else []
         if name.startswith('norm.'):
             targets = [t for t in own if re.fullmatch(rf'out_norms\.\d+\.{name[5:]}', t)]
         if not targets:
-            report.dropped.append((name, _why_not_built(name)))
+            dropped.append((name, _why_not_built(name)))
         if name == KERNEL:
-            tensor = _kernel(tensor, shapes.get(name), own[name], report)
+            tensor = resize_kernel(tensor, new[-1])
         for target in targets:
             with torch.no_grad():
                 own[target].copy_(tensor)
-            taken.add(target)
-            if name not in (resized for resized, *_ in report.resized):
-                report.loaded.append(target)
-    report.new = [name for name in own if name not in taken]
+        taken.update(targets)
+        loaded += [] if name in (entry[0] for entry in resized) else targets
+    return replace(
+        report,
+        loaded=loaded,
+        resized=resized,
+        new=[name for name in own if name not in taken],
+        dropped=[*report.dropped, *dropped],
+    )
 
 
-def _kernel(kernel: Tensor, in_file: tuple[int, ...] | None, own: Tensor, report: LoadReport) -> Tensor:
-    """The patch kernel in the size that the backbone has it in, with its line in the report."""
-    report.resized = [entry for entry in report.resized if entry[0] != KERNEL]
-    old = in_file if in_file and len(in_file) == 4 else tuple(kernel.shape)
-    if old != tuple(own.shape):
-        report.resized.append((KERNEL, old, tuple(own.shape)))
-    return resize_kernel(kernel, own.shape[-1])
-
-
-def _was_resized(name: str, old: tuple[int, ...], own: Tensor, plain: nn.Module) -> bool:
+def _was_resized(name: str, old: tuple[int, ...], own: Tensor, target: Target) -> bool:
     if name != POSITIONS or len(old) == 4:
         # A kernel may come as a matrix, which is no other size.
         return len(old) == own.dim() and old != tuple(own.shape)
     # Positions of prefix tokens may come along or not; what counts is the grid.
-    grid = plain.patch_embed.num_patches
-    return not grid <= old[1] <= grid + getattr(plain, 'num_prefix_tokens', 0) + 1
+    return not target.grid <= old[1] <= target.grid + getattr(target.vit, 'num_prefix_tokens', 0) + 1
 
 
 def _why_not_built(name: str) -> str:

@@ -64,7 +64,7 @@ def read_npz(path: Path, plain: nn.Module, name: str) -> tuple[dict[str, Tensor]
             given[POSITIONS] = shape if len(shape) == 3 else (1, *shape)
         elif n.endswith('embedding/kernel') and len(shape) == 4:
             given[KERNEL] = (shape[3], shape[2], *shape[:2])
-            if is_of_another_patch(shape[0], plain, name):
+            if is_of_another_patch(shape[0], plain.patch_embed.patch_size[0], name):
                 raise ValueError(
                     f'checkpoint {str(path)!r} has patch {shape[0]} (the model has {plain.patch_embed.patch_size[0]}): '
                     f'it is not of plain={name!r}; set plain= to the timm name of the ViT that it is of'
