@@ -1,5 +1,5 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""From the weights of a file to those of a plain ViT of timm: names first, then shapes, then checks."""
+"""Convert the weights of an encoder to the names and shapes of timm's plain ViT, and validate them."""
 
 import re
 from contextlib import redirect_stdout
@@ -43,7 +43,7 @@ def expected_weights(plain: nn.Module) -> Weights:
 
 
 def target_of(plain: nn.Module, name: str, source: str) -> Target:
-    """What a plain ViT of timm, called ``name``, wants of the weights that come from ``source``."""
+    """The target of a conversion: timm's model, its name, and where the weights come from."""
     return Target(plain, name, source, expected_weights(plain))
 
 
@@ -56,8 +56,8 @@ def convert(encoder: Encoder, target: Target) -> Converted:
     named = _renamed(encoder, target)
     body, heads = _without_heads(named, encoder.naming.prefix)
     body = _spread_shared_table(body, target.expected)
-    # Before timm's conversion, which would silently drop a bias that is not zero; and again behind it, which
-    # gives the weights of CLIP and others their names only then.
+    # timm's conversion silently drops a non-zero qkv bias that the model lacks, so this comes before it. It is
+    # repeated after it for CLIP and others, whose weights get timm's names only there.
     body, zeros = _fit_attention(body, target)
     shapes = {name: tuple(tensor.shape) for name, tensor in body.items()}
     if encoder.kernel.dim() == 4:
@@ -70,8 +70,8 @@ def convert(encoder: Encoder, target: Target) -> Converted:
     body, more_heads = _without_heads(body)
     body, tables = _without_zero_tables(body, target.expected)
     validate(body, target, encoder)
-    dropped = dict([*heads, *zeros, *lost, *more_zeros, *more_heads, *tables])
-    return Converted(body, shapes, tuple(dropped.items()), zero)
+    dropped = (*heads, *zeros, *lost, *more_zeros, *more_heads, *tables)
+    return Converted(body, shapes, dropped, zero)
 
 
 def _renamed(encoder: Encoder, target: Target) -> Weights:
@@ -105,7 +105,7 @@ def _why_dropped(name: str) -> str | None:
 
 
 def _with_batch(name: str, tensor: Tensor) -> Tensor:
-    """Class token (C) and positions (N, C) as timm has them, with a batch axis."""
+    """Add timm's batch axis to a class token (C) or position embedding (N, C)."""
     if name == 'cls_token' and tensor.dim() == 1:
         return tensor[None, None]
     return tensor[None] if name == POSITIONS and tensor.dim() == 2 else tensor
@@ -118,7 +118,7 @@ def _without_heads(weights: Weights, prefix: str = '') -> tuple[Weights, list[En
 
 
 def _spread_shared_table(weights: Weights, expected: Weights) -> Weights:
-    """BEiT's pre-training shares one table of relative positions, its fine-tuning has one in each block."""
+    """Copy the one table of relative positions that BEiT's pre-training shares into every block."""
     shared = f'rel_pos_bias.{_TABLE}'
     tables = [name for name in expected if name.endswith(f'.attn.{_TABLE}')]
     if shared not in weights or not tables:
@@ -128,7 +128,7 @@ def _spread_shared_table(weights: Weights, expected: Weights) -> Weights:
 
 
 def _fit_attention(weights: Weights, target: Target) -> tuple[Weights, list[Entry]]:
-    """Bring queries, keys and values to the form of the model: fused or apart, with or without key bias."""
+    """Fuse or split queries, keys and values as the model has them, with or without a key bias."""
     expected, fitted, dropped = target.expected, dict(weights), []
     blocks = {m[0] for name in expected if (m := re.match(r'blocks\.\d+\.attn\.', name))}
     for block in sorted(blocks):
@@ -164,7 +164,7 @@ def _attention_names(block: str, kind: str, among: Weights) -> list[str]:
 
 
 def _queries_keys_values(tensors: list[Tensor], names: list[str]) -> dict[str, Tensor] | None:
-    """The three parts; None where one is missing, but for the bias of keys, which BEiT and its heirs lack."""
+    """The three parts, or None if one is missing. BEiT and its successors have no key bias: zeros."""
     if len(tensors) == 1 and '.qkv.' in names[0]:
         return dict(zip('qkv', tensors[0].chunk(3), strict=True))
     parts = {re.search(r'([qkv])_(?:proj|bias)', n)[1]: t for n, t in zip(names, tensors, strict=True)}
@@ -174,7 +174,7 @@ def _queries_keys_values(tensors: list[Tensor], names: list[str]) -> dict[str, T
 
 
 def _as_wanted(parts: dict[str, Tensor], wanted: list[str]) -> Weights | None:
-    """The parts under the names that a model has; None where a part that is not zero has no place there."""
+    """The parts under the model's names, or None if a non-zero part has no place there."""
     if len(wanted) == 1:
         return {wanted[0]: torch.cat([parts[x] for x in 'qkv'])}
     letters = [re.search(r'([qkv])_(?:proj|bias)', name)[1] for name in wanted]
@@ -184,7 +184,7 @@ def _as_wanted(parts: dict[str, Tensor], wanted: list[str]) -> Weights | None:
 
 
 def _fuse_gates(weights: Weights, expected: Weights) -> Weights:
-    """The gate and the value of a gated MLP as one layer, where the model has them so."""
+    """Fuse the gate and the value of a gated MLP if the model has them as one layer."""
     fused = dict(weights)
     for name in weights:
         first, gate, rest = name.partition('.mlp.gate_proj.')
@@ -195,7 +195,7 @@ def _fuse_gates(weights: Weights, expected: Weights) -> Weights:
 
 
 def _through_timm(weights: Weights, target: Target) -> tuple[Weights, list[Entry]]:
-    """timm's own conversion of names where it knows them, and of shapes."""
+    """Apply timm's own conversion of names and shapes."""
     plain = target.vit
     try:
         if isinstance(plain, VisionTransformerSAM):
@@ -211,7 +211,7 @@ def _through_timm(weights: Weights, target: Target) -> tuple[Weights, list[Entry
         ) from error
 
 
-# What conversions make anew out of weights of the file: resized, added up or joined.
+# Weights that conversions replace by resized, summed or fused ones.
 _REMADE = re.compile(
     r'pos_embed|positional_embedding|embed_positions|patch_embed|conv1|embedder|patchifier|vision_embed|'
     r'relative_position_bias_table|cls_token|class_embedding|mask_token|[qkv]_proj\.'
@@ -219,7 +219,7 @@ _REMADE = re.compile(
 
 
 def _lost(before: Weights, after: Weights) -> list[str]:
-    """Names whose tensors a conversion has neither kept nor made anything of."""
+    """Names of tensors that a conversion neither keeps nor uses."""
     kept = {tensor.untyped_storage().data_ptr() for tensor in after.values()}
     return [
         name
@@ -238,7 +238,7 @@ def _timm_filter(plain: nn.Module):
         return beit.checkpoint_filter_fn
     if not isinstance(plain, vision_transformer.VisionTransformer):
         return lambda weights, plain: weights
-    # timm's own loading makes the same exceptions for ViTs that were trained with bilinear resizing.
+    # As timm's own loading: these ViTs were trained with bilinear resizing.
     options = {}
     if architecture.startswith('flexi') or 'radio' in architecture:
         options = dict(interpolation='bilinear', antialias=False)
@@ -249,7 +249,7 @@ def _timm_filter(plain: nn.Module):
 
 
 def _sam_positions(positions: Tensor, plain: VisionTransformerSAM) -> Tensor:
-    """A position embedding as a map, without the entry of a class token: ViTDet's has one, SAM's not."""
+    """Position embedding as a map (1, H, W, C). ViTDet's has an entry for a class token, which SAM lacks."""
     grid = plain.patch_embed.grid_size
     flat = positions.reshape(1, -1, positions.shape[-1])
     side = int(flat.shape[1] ** 0.5)

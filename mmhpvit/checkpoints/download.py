@@ -24,11 +24,11 @@ _IN_A_FOLDER = (
 
 
 def local_file(location: str) -> Path:
-    """The file of a path or URL, downloaded where it must be; of a folder of Hugging Face, the weights in it.
+    """The file of a path, of a URL (downloaded once), or of a Hugging Face folder (the weights in it).
 
     Raises:
         FileNotFoundError: No such file.
-        OSError: A download that failed.
+        OSError: A download failed.
     """
     path = _download(location) if location.startswith(('http://', 'https://')) else Path(location)
     if path.is_dir():
@@ -43,8 +43,8 @@ def local_file(location: str) -> Path:
 
 
 def _download(url: str) -> Path:
-    """Fetch a URL into torch hub's cache, one process a machine."""
-    # Many models share a file name such as model.safetensors, so the address is part of the name here.
+    """Download a URL into torch hub's cache, in one process per machine."""
+    # Many models share a file name such as model.safetensors, so the name includes a hash of the URL.
     name = f'{hashlib.sha256(url.encode()).hexdigest()[:12]}_{os.path.basename(urlparse(url).path)}'
     path = Path(torch.hub.get_dir(), 'checkpoints', name)
     first = not dist.is_distributed() or int(os.environ.get('LOCAL_RANK', 0)) == 0
@@ -62,8 +62,8 @@ def _download(url: str) -> Path:
 
 
 def _fetch(url: str, path: Path) -> None:
-    """Fetch a URL under a temporary name, and give it its own once it is whole and has its hash."""
-    # torch.hub.download_url_to_file takes a connection that breaks off for the end of the file.
+    """Download under a temporary name, and rename once the size and the hash are right."""
+    # torch.hub.download_url_to_file takes a broken connection for the end of the file.
     digest, part = hashlib.sha256(), path.with_name(f'{uuid4().hex}.part')
     request = Request(url, headers={'User-Agent': 'mmhpvit'})
     try:

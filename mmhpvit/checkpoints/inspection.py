@@ -1,5 +1,5 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""What a checkpoint holds, and which plain ViTs of timm it fits."""
+"""Inspect a checkpoint: what it contains, and which of timm's plain ViTs it fits."""
 
 import json
 import os
@@ -42,17 +42,16 @@ class Inspection:
     """What a checkpoint holds.
 
     Attributes:
-        naming: Whose names it has; see :mod:`mmhpvit.checkpoints.key_mapping`.
-        prefix: What stands before the names of the image encoder in it.
+        naming: Naming of its weights; see :mod:`mmhpvit.checkpoints.key_mapping`.
+        prefix: Prefix of the image encoder's names in it.
         width, depth, patch: Channels, blocks, side of a patch in pixels.
-        positions: Number of positions that its absolute embedding has, those of prefix tokens included; None
-            where it has no such embedding.
+        positions: Number of entries of its absolute position embedding, prefix tokens included; None without one.
         tokens: Names and numbers of its prefix tokens.
-        fits: timm names of the ViTs that it fits, those first that its names point to and that have its image size.
-        traits: What the weights do not show of each of them: heads, activation, rotary positions, epsilon.
-        misfit: Where it fits none, what keeps it from the one that is nearest.
-        report: What becomes of its weights in an :class:`~mmhpvit.HPViT` of the ViT that was asked for, or of
-            the first that it fits; None where it fits none.
+        fits: timm names of the ViTs that it fits; first those that its names suggest and that have its image size.
+        traits: What the weights of each do not show: heads, activation, rotary positions, epsilon.
+        misfit: If it fits none, why not the nearest.
+        report: Report of loading it into an :class:`~mmhpvit.HPViT` of the requested ViT, or of the first that
+            it fits; None if it fits none.
     """
 
     naming: str
@@ -104,7 +103,7 @@ def inspect_checkpoint(
     source: str | None = None,
     progress=lambda names: names,
 ) -> Inspection:
-    """Find out what a checkpoint holds and what would become of its weights.
+    """Find out what a checkpoint contains and what loading would do with its weights.
 
     Args:
         checkpoint: File or URL, as for :func:`~mmhpvit.load_plain_weights`; not ``.npz``, whose names are

@@ -1,9 +1,9 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""How the libraries that plain ViTs come from name their weights, as a table of rules.
+"""Tables of how libraries name the weights of plain ViTs, and finding the encoder in a larger model.
 
-A naming is told by the name of the patch embedding's kernel. What stands before that name in a file is the
-prefix of the image encoder, be it ``backbone.`` of a detector, ``visual.`` of a CLIP or ``module.`` of
-data-parallel training; what lies outside the prefix is not of the encoder.
+The name of the patch kernel identifies a naming. What precedes it in a file is the prefix of the image encoder:
+``backbone.`` in a detector, ``visual.`` in a CLIP, ``module.`` after data-parallel training. Weights without the
+prefix are not part of the encoder.
 """
 
 import re
@@ -21,7 +21,7 @@ class Naming:
         patch: Name of the patch embedding's kernel.
         block: Pattern of a name in the first block.
         rules: Patterns and what they become, in order, to reach timm's names.
-        prefix: Prefix under which timm's own conversion knows the names; it does the rest.
+        prefix: Prefix with which timm's own conversion recognises the names, and does the rest.
     """
 
     name: str
@@ -193,8 +193,8 @@ def find_encoder(raw: dict[str, Tensor], source: str | None, location: str) -> E
 
     Args:
         raw: Names and tensors of the file.
-        source: Name of a naming, or prefix of the wanted encoder (``'bare'`` for no prefix). None (default of the
-            callers) detects both from the names.
+        source: Name of a naming, or prefix of the wanted encoder (``'bare'`` for no prefix).
+            None detects both from the names.
         location: The file, for errors.
 
     Raises:
@@ -258,7 +258,7 @@ def _listing(found: list[tuple[Naming, str]]) -> str:
 
 
 def to_timm_names(weights: dict[str, Tensor], naming: Naming) -> dict[str, Tensor]:
-    """Rename the weights of an encoder, without its prefix, as timm or timm's own conversion has them."""
+    """Rename the weights of an encoder to the names of timm, or to those that timm's own conversion expects."""
     renamed = {}
     for name, tensor in weights.items():
         for pattern, replacement in naming.rules:
@@ -273,7 +273,7 @@ def _put(weights: dict[str, Tensor], name: str, tensor: Tensor) -> None:
     weights[name] = tensor
 
 
-# Names of one thing that differ among timm's ViTs; which is right is told by the model. In order.
+# Synonyms among timm's ViTs, tried in order; the model decides which is right.
 _SYNONYMS = (
     (r'\.ls([12])\.gamma$', r'.gamma_\1'),
     (r'\.gamma_([12])$', r'.ls\1.gamma'),
@@ -287,7 +287,7 @@ _SYNONYMS = (
 
 
 def to_names_of(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take the synonyms that a model has, where it does not know a name."""
+    """Replace names that a model does not have by synonyms that it has."""
     fitted = {}
     for name, tensor in weights.items():
         if name not in expected:

@@ -1,5 +1,5 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""Loading the weights of a plain ViT into a backbone made from it, with a report and without guessing."""
+"""Load the weights of a plain ViT into a backbone: read, find the encoder, convert, copy."""
 
 import os
 import re
@@ -34,19 +34,18 @@ def load_plain_weights(
     Args:
         backbone: A backbone of this package, such as :class:`~mmhpvit.HPViT`.
         checkpoint: File or URL, as for :func:`~mmhpvit.checkpoints.reader.read_checkpoint`, with the names of any
-            library in :mod:`mmhpvit.checkpoints.key_mapping`; None means the weights that timm has under the backbone's
-            ``plain`` name.
-        source: Whose names the file has, or the prefix of the encoder that is meant in it; None (default)
-            tells both by the names.
+            library in :mod:`mmhpvit.checkpoints.key_mapping`. None (default) downloads timm's weights for the
+            backbone's ``plain`` name.
+        source: Naming of the file, or prefix of the wanted encoder. None (default) detects both from the names.
 
     Returns:
-        What became of every weight.
+        The report of every weight.
 
     Raises:
-        TypeError: Another module than these, or something else than a path.
-        FileNotFoundError, OSError: A file that is not there, a download that failed.
-        ValueError: A file that cannot be read, does not belong to this plain ViT, lacks weights or has
-            weights that are not known to be superfluous, or values that are no numbers; a backbone on ``meta``.
+        TypeError: The module is not a backbone of this package, or the checkpoint is not a path.
+        FileNotFoundError, OSError: The file does not exist, or a download failed.
+        ValueError: The file is unreadable or of another ViT, has missing or unknown weights, or values that are NaN or
+            infinite; or the backbone is on ``meta``.
     """
     backbone = getattr(backbone, '_orig_mod', backbone)  # as torch.compile wraps it
     if not isinstance(getattr(backbone, 'plain', None), str):
@@ -65,16 +64,15 @@ def load_plain_weights(
 def plain_weights(
     plain: nn.Module, name: str, checkpoint: str | os.PathLike | None = None, source: str | None = None
 ) -> tuple[Weights, dict[str, tuple[int, ...]], LoadReport]:
-    """Read the weights of a plain ViT, by timm's names and in the shapes of timm's model.
+    """Read the weights of a plain ViT, with timm's names and the shapes of timm's model.
 
     Args:
-        plain: timm's model; its names and shapes count, so it may be on ``meta``.
+        plain: timm's model; only its names and shapes are used, so it may be on ``meta``.
         name: Its timm name.
         checkpoint, source: As for :func:`load_plain_weights`.
 
     Returns:
-        The weights of the body, without a head; the shapes that they had in the file; the report, whose
-        ``loaded`` and ``new`` are empty.
+        The weights without the head; their shapes in the file; the report, with ``loaded`` and ``new`` still empty.
 
     Raises:
         FileNotFoundError, OSError, ValueError: As :func:`load_plain_weights`.
@@ -131,9 +129,9 @@ def _merged(*entries: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def expected_images(plain: nn.Module, name: str, of_timm: bool = False) -> dict[tuple, list[str]]:
-    """Mean and standard deviation of images, 0 to 255, with the tags of timm's weights of a name that expect them.
+    """Image mean and standard deviation on a scale of 0 to 255, each with the timm tags that expect it.
 
-    ``of_timm`` asks for those that timm takes itself under the name alone. Names of older versions stand for one.
+    ``of_timm=True`` returns only those of timm's default tag for this name. Names of older timm versions have one tag.
     """
     all_of_name = [] if of_timm or '.' in name else list(get_arch_pretrained_cfgs(name).values())
     config = plain.pretrained_cfg
@@ -184,9 +182,9 @@ def _copy(
 
 def _was_resized(name: str, old: tuple[int, ...], own: Tensor, target: Target) -> bool:
     if name != POSITIONS or len(old) == 4:
-        # A kernel may come as a matrix, which is no other size.
+        # A kernel stored as a matrix is not resized.
         return len(old) == own.dim() and old != tuple(own.shape)
-    # Positions of prefix tokens may come along or not; what counts is the grid.
+    # Entries for prefix tokens may be included or not; only the grid decides.
     return not target.grid <= old[1] <= target.grid + getattr(target.vit, 'num_prefix_tokens', 0) + 1
 
 
@@ -203,10 +201,9 @@ class PlainViTInit:
     """Weight initialiser ``dict(type='PlainViT', checkpoint=...)`` for backbones of this package.
 
     Args:
-        checkpoint: File or URL of plain ViT weights; None (default) means the weights that timm has
-            under the backbone's ``plain`` name.
-        source: Whose names the file has, or the prefix of the encoder that is meant in it; None (default)
-            tells both by the names.
+        checkpoint: File or URL of plain ViT weights. None (default) downloads timm's weights for the backbone's
+            ``plain`` name.
+        source: Naming of the file, or prefix of the wanted encoder. None (default) detects both from the names.
     """
 
     def __init__(self, checkpoint: str | None = None, source: str | None = None) -> None:
@@ -217,7 +214,7 @@ class PlainViTInit:
         """Load the weights and log the report.
 
         Raises:
-            TypeError: A module that is not made from a plain ViT.
+            TypeError: The module is not a backbone of this package.
             FileNotFoundError, OSError, ValueError: As :func:`load_plain_weights`.
         """
         report = load_plain_weights(module, self.checkpoint, self.source)

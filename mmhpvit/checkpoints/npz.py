@@ -1,5 +1,5 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""Reading the .npz files of Google's repositories (AugReg, SigLIP) by timm's own reader, and checking it."""
+"""Read the .npz files of Google's repositories (AugReg, SigLIP) with timm's own reader, and check the result."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from .convert import expected_weights
 from .reader import refuse_zip_bomb
 from .validate import KERNEL, POSITIONS, is_of_another_patch
 
-# What reading a damaged or foreign file raises, somewhere in numpy, zipfile or timm.
+# What numpy, zipfile and timm raise for a damaged or foreign file.
 _DAMAGE = (
     *(ValueError, KeyError, RuntimeError, OSError, AttributeError, MemoryError),
     zipfile.BadZipFile,
@@ -31,11 +31,11 @@ def read_npz(path: Path, plain: nn.Module, name: str) -> tuple[dict[str, Tensor]
         name: Its timm name.
 
     Returns:
-        The weights by timm's names, resized where the model is of another size; the shapes that the
-        position embedding and the patch kernel have in the file.
+        The weights with timm's names, resized to the model; the shapes of the position embedding and the patch
+        kernel in the file.
 
     Raises:
-        ValueError: A file that is none of these, of another depth, or that lacks weights.
+        ValueError: The file is not such a file, is of another depth or patch, or lacks weights.
     """
     refuse_zip_bomb(path)
     try:
@@ -73,7 +73,7 @@ def read_npz(path: Path, plain: nn.Module, name: str) -> tuple[dict[str, Tensor]
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the arrays of an archive, by their headers; none may declare more than it holds."""
+    """Shapes of the arrays in an archive, from their headers. Refuses one that declares more than it holds."""
     shapes = {}
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():

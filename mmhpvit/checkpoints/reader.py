@@ -1,5 +1,5 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""Reading a checkpoint of a plain ViT as a flat dict of tensors, without executing anything in it."""
+"""Read a checkpoint as a flat dict of tensors, without executing anything in it."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .download import local_file
 from .state_dict import without_wrappers
 
-# An archive that unpacks to more than this many times its size, and a gigabyte, is there to fill the memory.
+# An archive that unpacks to more than 10 times its size plus a gigabyte is meant to fill the memory.
 _MOST_COMPRESSED, _ALLOWANCE = 10, 10**9
 
 
@@ -31,15 +31,14 @@ def read_checkpoint(location: str) -> dict[str, Tensor]:
             torch hub's cache; where its name carries a hash, that is checked.
 
     Returns:
-        Names and CPU tensors. Names in dicts within the file have the keys of those before them:
-        ``{'model': {'pos_embed': ...}}`` gives ``model.pos_embed``. Names have no wrappers of compiled, recomputed or
-        sharded modules.
+        Names and CPU tensors. Nested dicts are flattened: ``{'model': {'pos_embed': ...}}`` gives ``model.pos_embed``.
+        Names of wrappers (compiled, checkpointed or sharded modules) are removed.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: A file that is cut off, is no checkpoint, holds no tensors, declares more than it
-            holds, or wants to run code when it is read; the message says which.
-        OSError: A download that failed.
+        ValueError: The file is truncated, not a checkpoint, without tensors, declares more than it holds, or would
+            run code when read; the message says which.
+        OSError: A download failed.
     """
     path = local_file(location)
     try:
@@ -78,7 +77,7 @@ def read_timm_weights(plain: nn.Module, name: str) -> dict[str, Tensor]:
 
 
 class DamagedError(ValueError):
-    """A file that is no whole checkpoint."""
+    """The file is not a whole checkpoint."""
 
 
 def _read_any(path: Path, location: str) -> dict[str, Tensor]:
@@ -104,7 +103,7 @@ _PART = re.compile(r'-\d{5}-of-(\d{5})\.\w+$')
 
 
 def _parts(index: Path) -> list[Path]:
-    """The files of a checkpoint that Hugging Face's libraries have cut into several."""
+    """The files of a sharded Hugging Face checkpoint."""
     try:
         names = sorted(set(json.loads(index.read_text())['weight_map'].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -169,14 +168,14 @@ def _load_pickle(path: Path) -> object:
 
 
 def _namespaces_allowed() -> AbstractContextManager:
-    """Namespaces are how DINO, DeiT and MAE keep their command line in a file; they are data."""
+    """Allow argparse.Namespace, in which DINO, DeiT and MAE store their command line: it is data."""
     if hasattr(torch.serialization, 'safe_globals'):
         return torch.serialization.safe_globals([argparse.Namespace])
     return nullcontext()
 
 
 def _kind_of(path: Path) -> str | None:
-    """What a file is that is no checkpoint, where its first bytes tell."""
+    """What a file that is not a checkpoint is, if its first bytes show it."""
     with path.open('rb') as file:
         start = file.read(64)
     kinds = {
@@ -204,7 +203,7 @@ def _unwrap(content: object, location: str) -> dict[str, Tensor]:
 
 
 def _unwrapped(weights: dict[str, Tensor], location: str) -> dict[str, Tensor]:
-    """The weights by their names without those of wrappers; refuses two of one name."""
+    """The weights without wrappers in their names. Refuses two weights of one name."""
     found = {without_wrappers(name): tensor for name, tensor in weights.items()}
     if len(found) < len(weights):
         name = next(name for name in weights if without_wrappers(name) != name)

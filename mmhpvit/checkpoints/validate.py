@@ -1,8 +1,7 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""Whether weights are of a plain ViT: its patch, positions, width, depth and names, and values that are numbers.
+"""Check that weights are those of a plain ViT: patch, positions, width, depth, names, shapes and finite values.
 
-Each check takes weights by timm's names and raises a ValueError of one line, with what was found, what was expected
-and what to do.
+Each check raises a one-line ValueError: what was found, what was expected, what to type.
 """
 
 import math
@@ -20,7 +19,7 @@ KERNEL, POSITIONS = 'patch_embed.proj.weight', 'pos_embed'
 Weights = dict[str, Tensor]
 
 WHICH = 'set plain= to the timm name of the ViT that it is of (tools/inspect_checkpoint.py FILE lists those that fit)'
-# What the backbones of this package have beside a plain ViT.
+# Modules that the backbones of this package add to a plain ViT.
 _OURS = re.compile(r'(pools|out_norms|pyramid)\.\d')
 
 
@@ -164,11 +163,7 @@ _PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_values(weights: Weights, source: str) -> None:
-    """Refuse weights in other types than floating-point, and such as are NaN or infinite.
-
-    Raises:
-        ValueError: Weights that are.
-    """
+    """Refuse weights that are not floating-point, or are NaN or infinite."""
     kinds = [name for name, tensor in weights.items() if tensor.dtype not in _PRECISIONS]
     if kinds:
         raise ValueError(
