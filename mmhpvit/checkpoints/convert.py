@@ -13,7 +13,7 @@ from timm.models import beit, eva, vision_transformer
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
-from .key_mapping import NOT_OF_THE_BODY, Encoder, Naming, to_names_of, to_timm_names
+from .key_mapping import Encoder, Naming, to_names_of, to_timm_names, why_not_of_the_body
 from .validate import KERNEL, POSITIONS, WHICH, Target, Weights, check_sizes, validate
 
 Entry = tuple[str, str]  # a name and the reason why it is left out
@@ -35,16 +35,6 @@ class Converted:
     shapes: dict[str, tuple[int, ...]]
     dropped: tuple[Entry, ...]
     zero: tuple[str, ...]
-
-
-def expected_weights(plain: nn.Module) -> Weights:
-    """The weights of the body of a plain ViT, without neck and head."""
-    return {k: v for k, v in plain.state_dict().items() if not _why_dropped(k)}
-
-
-def target_of(plain: nn.Module, name: str, source: str) -> Target:
-    """The target of a conversion: timm's model, its name, and where the weights come from."""
-    return Target(plain, name, source, expected_weights(plain))
 
 
 def convert(encoder: Encoder, target: Target) -> Converted:
@@ -100,10 +90,6 @@ def _with_left_out_bias(
     return weights | {bias: torch.zeros(expected[bias].shape)}, (bias,)
 
 
-def _why_dropped(name: str) -> str | None:
-    return next((why for pattern, why in NOT_OF_THE_BODY if re.match(pattern, name)), None)
-
-
 def _with_batch(name: str, tensor: Tensor) -> Tensor:
     """Add timm's batch axis to a class token (C) or position embedding (N, C)."""
     if name == 'cls_token' and tensor.dim() == 1:
@@ -112,7 +98,7 @@ def _with_batch(name: str, tensor: Tensor) -> Tensor:
 
 
 def _without_heads(weights: Weights, prefix: str = '') -> tuple[Weights, list[Entry]]:
-    reasons = {name: _why_dropped(name.removeprefix(prefix)) for name in weights}
+    reasons = {name: why_not_of_the_body(name.removeprefix(prefix)) for name in weights}
     kept = {name: tensor for name, tensor in weights.items() if not reasons[name]}
     return kept, [(name, reason) for name, reason in reasons.items() if reason]
 

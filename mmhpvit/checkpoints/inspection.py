@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from ..backbones.hpvit import HPViT
 from ..backbones.timm_vit import PREFIX_TOKENS, build_plain_vit
-from .convert import convert, target_of
+from .convert import convert
 from .download import local_file
 from .key_mapping import Encoder, find_encoder, to_timm_names
 from .load import load_plain_weights
 from .reader import read_checkpoint
 from .report import LoadReport
-from .validate import check_values, patch_side
+from .validate import Target, check_values, patch_side
 
 # The files of timm that hold the ViTs that can be used.
 PLAIN_FILES = (
@@ -200,7 +200,7 @@ def fitting_names(
     for name in progress(_candidates(found.width, found.patch)):
         vit = build_plain_vit(name, device='meta')
         try:
-            converted = convert(encoder, target_of(vit, name, 'file'))
+            converted = convert(encoder, Target(vit, name, 'file'))
         except ValueError as error:
             misfits[name] = len(vit.blocks) != found.depth, len(name), str(error)
             continue

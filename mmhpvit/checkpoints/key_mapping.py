@@ -176,7 +176,7 @@ _AVERAGED_BY_MMENGINE = 'ema_state_dict.'
 _COUNT_OF_MMENGINE = f'{_AVERAGED_BY_MMENGINE}steps'
 
 # What files of plain ViTs carry beside the body, by timm's names, and why it is left out.
-NOT_OF_THE_BODY = (
+_NOT_OF_THE_BODY = (
     (r'(heads?|head_dist|fc_norm|pre_logits|fc|(cls_|distillation_)?classifier)\.', 'classifier head'),
     (r'(attn_pool|pooler)\.', 'pooling of the head'),
     (r'(proj$|projectors\.|dino_head|ibot_head|lm_head|local_cls_norm)', 'head of the pre-training'),
@@ -186,6 +186,11 @@ NOT_OF_THE_BODY = (
     (r'(.*\.)?(relative_position_index|k_bias|bias_mask)$', 'computed anew'),
     (r'(.*\.)?rope(_embed|_embeddings)?\.(freqs_cos|freqs_sin|periods|inv_freq)$', 'computed anew'),
 )
+
+
+def why_not_of_the_body(name: str) -> str | None:
+    """Why a weight, by timm's name, is not part of the body of a ViT; None if it is."""
+    return next((why for pattern, why in _NOT_OF_THE_BODY if re.match(pattern, name)), None)
 
 
 def find_encoder(raw: dict[str, Tensor], source: str | None, location: str) -> Encoder:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..backbones.timm_vit import PREFIX_TOKENS, build_plain_vit
 from ..layers.patch_embed import resize_kernel
-from .convert import convert, target_of
+from .convert import convert
 from .download import local_file
 from .key_mapping import find_encoder
 from .npz import read_npz
@@ -87,7 +87,7 @@ def plain_weights(
             "checkpoint='' is empty (a variable that is not set?); give the path or address of a file, or leave it out "
             'for the weights that timm has'
         )
-    target = target_of(plain, name, checkpoint or f"timm's weights of {name}")
+    target = Target(plain, name, checkpoint or f"timm's weights of {name}")
     raw, in_file = _read(checkpoint, plain, name)
     encoder = find_encoder(raw, source, target.source)
     converted = convert(encoder, target)

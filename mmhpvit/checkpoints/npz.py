@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .convert import expected_weights
 from .reader import refuse_zip_bomb
-from .validate import KERNEL, POSITIONS, is_of_another_patch
+from .validate import KERNEL, POSITIONS, Target, is_of_another_patch
 
 # What numpy, zipfile and timm raise for a damaged or foreign file.
 _DAMAGE = (
@@ -52,7 +51,7 @@ def read_npz(path: Path, plain: nn.Module, name: str) -> tuple[dict[str, Tensor]
         raise ValueError(
             f'checkpoint {str(path)!r} is no .npz file of a ViT that fits plain={name!r} ({reason})'
         ) from error
-    weights = expected_weights(plain)
+    weights = Target(plain, name, str(path)).expected
     if lacking := [n for n, tensor in weights.items() if tensor.isnan().all()]:
         raise ValueError(
             f'checkpoint {str(path)!r} lacks {len(lacking)} weights of plain={name!r}: '

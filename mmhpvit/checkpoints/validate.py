@@ -7,11 +7,12 @@ Each check raises a one-line ValueError: what was found, what was expected, what
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from .key_mapping import Encoder
+from .key_mapping import Encoder, why_not_of_the_body
 from .report import abbreviate
 
 KERNEL, POSITIONS = 'patch_embed.proj.weight', 'pos_embed'
@@ -25,19 +26,17 @@ _OURS = re.compile(r'(pools|out_norms|pyramid)\.\d')
 
 @dataclass(frozen=True)
 class Target:
-    """The plain ViT that weights are brought to. All that is read of timm's model for this is read here.
+    """The plain ViT that weights are brought to.
 
     Attributes:
         vit: timm's model; only its names and shapes count, so it may be on ``meta``.
         name: Its timm name.
         source: Where the weights come from, for errors.
-        expected: The weights of its body, by timm's names.
     """
 
     vit: nn.Module
     name: str
     source: str
-    expected: Weights
 
     @property
     def patch(self) -> int:
@@ -49,10 +48,10 @@ class Target:
         """Number of patches of an image of its size."""
         return self.vit.patch_embed.num_patches
 
-    @property
-    def prefix_positions(self) -> int:
-        """Number of entries that its position embedding has for prefix tokens."""
-        return self.vit.pos_embed.shape[1] - self.grid
+    @cached_property
+    def expected(self) -> Weights:
+        """The weights of its body, by timm's names, without neck and head."""
+        return {k: v for k, v in self.vit.state_dict().items() if not why_not_of_the_body(k)}
 
 
 def check_sizes(weights: Weights, kernel: tuple[int, ...], target: Target) -> None:
@@ -74,7 +73,7 @@ def check_sizes(weights: Weights, kernel: tuple[int, ...], target: Target) -> No
     own = getattr(target.vit, 'pos_embed', None)
     if POSITIONS not in weights or own is None or own.dim() != 3 or 'reg_token' not in target.expected:
         return
-    count, prefix = weights[POSITIONS].shape[1], target.prefix_positions
+    count, prefix = weights[POSITIONS].shape[1], own.shape[1] - target.grid
     given = count - (1 if 'register_tokens' in weights else prefix)
     if given != target.grid and (given < 0 or math.isqrt(given) ** 2 != given):
         raise ValueError(
