@@ -8,6 +8,7 @@ with tools/inspect_checkpoint.py.
 import argparse
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -46,8 +47,7 @@ def main() -> None:
     finally:
         part.unlink(missing_ok=True)
     resized = {name for name, *_ in report.resized}
-    report.loaded = [name for name in weights if name not in resized]
-    print(report)
+    print(replace(report, loaded=[name for name in weights if name not in resized]))
     print(f'wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)')
 
 

@@ -1,2 +1,2 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""From a checkpoint file to the weights of a backbone."""
+"""Load a checkpoint of a plain ViT into a backbone; :mod:`.load` lists the steps."""

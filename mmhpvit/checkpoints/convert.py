@@ -1,8 +1,9 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""From the weights of a file to those of a plain ViT of timm: names first, then shapes, then checks."""
+"""Convert the weights of an encoder to the names and shapes of timm's plain ViT, and validate them."""
 
 import re
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from functools import partial
 from io import StringIO
 
@@ -12,107 +13,98 @@ from timm.models import beit, eva, vision_transformer
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
-from .key_mapping import NOT_OF_THE_BODY, find_encoder, names_under, to_names_of, to_timm_names
-from .report import LoadReport
-from .validate import (
-    KERNEL,
-    POSITIONS,
-    WHICH,
-    Weights,
-    check_geometry,
-    check_names,
-    check_patch,
-    check_positions,
-    check_values,
-)
+from .key_mapping import Encoder, Naming, to_names_of, to_timm_names, why_not_of_the_body
+from .validate import KERNEL, POSITIONS, WHICH, Target, Weights, check_sizes, validate
 
+Entry = tuple[str, str]  # a name and the reason why it is left out
 _TABLE = 'relative_position_bias_table'
 
 
-def expected_weights(plain: nn.Module) -> Weights:
-    """The weights of the body of a plain ViT, without neck and head."""
-    return {k: v for k, v in plain.state_dict().items() if not _why_dropped(k)}
+@dataclass(frozen=True)
+class Converted:
+    """Weights by the names and in the shapes of a plain ViT, and what conversion says of them in the report.
+
+    Attributes:
+        weights: By timm's names.
+        shapes: Their shapes in the file, by the same names.
+        dropped: Names that were left out, and why.
+        zero: Names that the file leaves out because they are zero there.
+    """
+
+    weights: Weights
+    shapes: dict[str, tuple[int, ...]]
+    dropped: tuple[Entry, ...]
+    zero: tuple[str, ...]
 
 
-def convert(raw: Weights, plain: nn.Module, source: str | None, report: LoadReport) -> tuple[Weights, dict]:
-    """Bring the weights of a file to the names and shapes of a plain ViT.
-
-    Args:
-        raw: Names and tensors of the file.
-        plain: timm's model.
-        source: Naming or prefix in the file; None to tell them by the names.
-        report: Gets the naming, the prefix and what was dropped.
-
-    Returns:
-        Weights of :func:`expected_weights`, and the shapes that they had in the file by the same names.
+def convert(encoder: Encoder, target: Target) -> Converted:
+    """Bring the weights of an encoder to the names and shapes of a plain ViT, and validate them.
 
     Raises:
-        ValueError: A file that does not belong to this plain ViT, lacks weights, has weights that are not
-            known to be superfluous, or values that are no numbers.
+        ValueError: Weights that do not belong to this ViT, or are missing, unknown or no finite numbers.
     """
-    expected = expected_weights(plain)
-    naming, prefix, others = find_encoder(raw, source, report.source)
-    report.naming, report.prefix = naming.name, prefix
-    kernel = tuple(raw[prefix + naming.patch].shape)
-    check_patch(kernel, plain, report)
-    weights = names_under(raw, prefix, others)
-    own = {prefix + name for name in weights}
-    report.dropped += [(name, 'not of the encoder') for name in raw if name not in own]
+    named = _renamed(encoder, target)
+    body, heads = _without_heads(named, encoder.naming.prefix)
+    body = _spread_shared_table(body, target.expected)
+    # timm's conversion silently drops a non-zero qkv bias that the model lacks, so this comes before it. It is
+    # repeated after it for CLIP and others, whose weights get timm's names only there.
+    body, zeros = _fit_attention(body, target)
+    shapes = {name: tuple(tensor.shape) for name, tensor in body.items()}
+    if encoder.kernel.dim() == 4:
+        shapes[KERNEL] = tuple(encoder.kernel.shape)
+    check_sizes(body, tuple(encoder.kernel.shape), target)
+    body, lost = _through_timm(_marked_as_dinov2(body, named, target), target)
+    body = to_names_of(_fuse_gates(body, target.expected), target.expected)
+    body, more_zeros = _fit_attention(body, target)
+    body, zero = _with_left_out_bias(body, encoder.naming, target.expected)
+    body, more_heads = _without_heads(body)
+    body, tables = _without_zero_tables(body, target.expected)
+    validate(body, target, encoder)
+    dropped = (*heads, *zeros, *lost, *more_zeros, *more_heads, *tables)
+    return Converted(body, shapes, dropped, zero)
+
+
+def _renamed(encoder: Encoder, target: Target) -> Weights:
     try:
-        weights = to_timm_names(weights, naming)
+        weights = to_timm_names(encoder.weights, encoder.naming)
     except ValueError as error:
-        raise ValueError(f'checkpoint {report.source!r}: {error}') from error
-    weights = {name: _with_batch(name, tensor) for name, tensor in weights.items()}
-    mask_token = 'mask_token' in weights or 'register_tokens' in weights
-    weights = _drop_heads(weights, naming.prefix, report)
-    if mask_token and isinstance(plain, vision_transformer.VisionTransformer):
-        # timm tells DINOv2, whose registers stand outside of its position embedding, by its mask token.
-        weights['mask_token'] = torch.zeros(1)
-    weights = _spread_shared_table(weights, expected)
-    weights = _fit_attention(weights, expected, report)
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if len(kernel) == 4:
-        shapes[KERNEL] = kernel
-    check_positions(weights, plain, report)
-    weights = _through_timm(weights, plain, report)
-    weights = to_names_of(_fuse_gates(weights, expected), expected)
-    weights = _fit_attention(weights, expected, report)
-    if naming.name == 'openmmlab' and 'patch_embed.proj.bias' not in weights:
-        # mmseg's ViT leaves it out by default.
-        weights |= {k: torch.zeros(v.shape) for k, v in expected.items() if k == 'patch_embed.proj.bias'}
-        report.zero += [name for name in ('patch_embed.proj.bias',) if name in expected]
-    weights = _drop_heads(weights, '', report)
-    weights = _drop_zeros(weights, expected, report)
-    check_geometry(weights, plain, report)
-    check_names(weights, expected, report)
-    check_values(weights, report.source)
-    return weights, shapes
+        raise ValueError(f'checkpoint {target.source!r}: {error}') from error
+    return {name: _with_batch(name, tensor) for name, tensor in weights.items()}
 
 
-def _why_dropped(name: str) -> str | None:
-    return next((why for pattern, why in NOT_OF_THE_BODY if re.match(pattern, name)), None)
+def _marked_as_dinov2(body: Weights, named: Weights, target: Target) -> Weights:
+    """timm recognises DINOv2, whose registers are outside its position embedding, by its mask token."""
+    marked = 'mask_token' in named or 'register_tokens' in named
+    if marked and isinstance(target.vit, vision_transformer.VisionTransformer):
+        return body | {'mask_token': torch.zeros(1)}
+    return body
+
+
+def _with_left_out_bias(
+    weights: Weights, naming: Naming, expected: Weights
+) -> tuple[Weights, tuple[str, ...]]:
+    """mmseg's ViT has no bias in its patch embedding by default: zeros."""
+    bias = 'patch_embed.proj.bias'
+    if naming.name != 'openmmlab' or bias in weights or bias not in expected:
+        return weights, ()
+    return weights | {bias: torch.zeros(expected[bias].shape)}, (bias,)
 
 
 def _with_batch(name: str, tensor: Tensor) -> Tensor:
-    """Class token (C) and positions (N, C) as timm has them, with a batch axis."""
+    """Add timm's batch axis to a class token (C) or position embedding (N, C)."""
     if name == 'cls_token' and tensor.dim() == 1:
         return tensor[None, None]
     return tensor[None] if name == POSITIONS and tensor.dim() == 2 else tensor
 
 
-def _drop_heads(weights: Weights, prefix: str, report: LoadReport) -> Weights:
-    kept = {}
-    for name, tensor in weights.items():
-        reason = _why_dropped(name.removeprefix(prefix))
-        if reason and name not in (known for known, _ in report.dropped):
-            report.dropped.append((name, reason))
-        if not reason:
-            kept[name] = tensor
-    return kept
+def _without_heads(weights: Weights, prefix: str = '') -> tuple[Weights, list[Entry]]:
+    reasons = {name: why_not_of_the_body(name.removeprefix(prefix)) for name in weights}
+    kept = {name: tensor for name, tensor in weights.items() if not reasons[name]}
+    return kept, [(name, reason) for name, reason in reasons.items() if reason]
 
 
 def _spread_shared_table(weights: Weights, expected: Weights) -> Weights:
-    """BEiT's pre-training shares one table of relative positions, its fine-tuning has one in each block."""
+    """Copy the one table of relative positions that BEiT's pre-training shares into every block."""
     shared = f'rel_pos_bias.{_TABLE}'
     tables = [name for name in expected if name.endswith(f'.attn.{_TABLE}')]
     if shared not in weights or not tables:
@@ -121,9 +113,9 @@ def _spread_shared_table(weights: Weights, expected: Weights) -> Weights:
     return {k: v for k, v in weights.items() if k != shared} | apart
 
 
-def _fit_attention(weights: Weights, expected: Weights, report: LoadReport) -> Weights:
-    """Bring queries, keys and values to the form of the model: fused or apart, with or without key bias."""
-    fitted = dict(weights)
+def _fit_attention(weights: Weights, target: Target) -> tuple[Weights, list[Entry]]:
+    """Fuse or split queries, keys and values as the model has them, with or without a key bias."""
+    expected, fitted, dropped = target.expected, dict(weights), []
     blocks = {m[0] for name in expected if (m := re.match(r'blocks\.\d+\.attn\.', name))}
     for block in sorted(blocks):
         for kind in ('weight', 'bias'):
@@ -137,16 +129,16 @@ def _fit_attention(weights: Weights, expected: Weights, report: LoadReport) -> W
             made = _as_wanted(parts, wanted)
             if made is None:
                 raise ValueError(
-                    f'checkpoint {report.source!r} has a {kind} of queries, keys or values that '
-                    f'plain={report.plain!r} has not, and it is not zero: {", ".join(names)}; set plain= to '
+                    f'checkpoint {target.source!r} has a {kind} of queries, keys or values that '
+                    f'plain={target.name!r} has not, and it is not zero: {", ".join(names)}; set plain= to '
                     'the timm name of the ViT that has them (some names end on _qkvb)'
                 )
             for name in names:
                 del fitted[name]
             fitted |= made
             if not wanted:
-                report.dropped += [(name, 'zeros, which add nothing') for name in names]
-    return fitted
+                dropped += [(name, 'zeros, which add nothing') for name in names]
+    return fitted, dropped
 
 
 def _attention_names(block: str, kind: str, among: Weights) -> list[str]:
@@ -158,7 +150,7 @@ def _attention_names(block: str, kind: str, among: Weights) -> list[str]:
 
 
 def _queries_keys_values(tensors: list[Tensor], names: list[str]) -> dict[str, Tensor] | None:
-    """The three parts; None where one is missing, but for the bias of keys, which BEiT and its heirs lack."""
+    """The three parts, or None if one is missing. BEiT and its successors have no key bias: zeros."""
     if len(tensors) == 1 and '.qkv.' in names[0]:
         return dict(zip('qkv', tensors[0].chunk(3), strict=True))
     parts = {re.search(r'([qkv])_(?:proj|bias)', n)[1]: t for n, t in zip(names, tensors, strict=True)}
@@ -168,7 +160,7 @@ def _queries_keys_values(tensors: list[Tensor], names: list[str]) -> dict[str, T
 
 
 def _as_wanted(parts: dict[str, Tensor], wanted: list[str]) -> Weights | None:
-    """The parts under the names that a model has; None where a part that is not zero has no place there."""
+    """The parts under the model's names, or None if a non-zero part has no place there."""
     if len(wanted) == 1:
         return {wanted[0]: torch.cat([parts[x] for x in 'qkv'])}
     letters = [re.search(r'([qkv])_(?:proj|bias)', name)[1] for name in wanted]
@@ -178,7 +170,7 @@ def _as_wanted(parts: dict[str, Tensor], wanted: list[str]) -> Weights | None:
 
 
 def _fuse_gates(weights: Weights, expected: Weights) -> Weights:
-    """The gate and the value of a gated MLP as one layer, where the model has them so."""
+    """Fuse the gate and the value of a gated MLP if the model has them as one layer."""
     fused = dict(weights)
     for name in weights:
         first, gate, rest = name.partition('.mlp.gate_proj.')
@@ -188,24 +180,24 @@ def _fuse_gates(weights: Weights, expected: Weights) -> Weights:
     return fused
 
 
-def _through_timm(weights: Weights, plain: nn.Module, report: LoadReport) -> Weights:
-    """timm's own conversion of names where it knows them, and of shapes."""
+def _through_timm(weights: Weights, target: Target) -> tuple[Weights, list[Entry]]:
+    """Apply timm's own conversion of names and shapes."""
+    plain = target.vit
     try:
         if isinstance(plain, VisionTransformerSAM):
-            return {k: _sam_positions(v, plain) if k == POSITIONS else v for k, v in weights.items()}
+            return {k: _sam_positions(v, plain) if k == POSITIONS else v for k, v in weights.items()}, []
         with redirect_stdout(StringIO()):  # timm prints what it tries
             converted = _timm_filter(plain)(dict(weights), plain)
-        report.dropped += [(name, 'left out by the conversion of timm') for name in _lost(weights, converted)]
-        return converted
+        return converted, [(name, 'left out by the conversion of timm') for name in _lost(weights, converted)]
     except (RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).split('\n')[0]
         raise ValueError(
-            f'the weights of {report.source} cannot be brought to the shapes of '
-            f'plain={report.plain!r} ({reason}); {WHICH}'
+            f'the weights of {target.source} cannot be brought to the shapes of '
+            f'plain={target.name!r} ({reason}); {WHICH}'
         ) from error
 
 
-# What conversions make anew out of weights of the file: resized, added up or joined.
+# Weights that conversions replace by resized, summed or fused ones.
 _REMADE = re.compile(
     r'pos_embed|positional_embedding|embed_positions|patch_embed|conv1|embedder|patchifier|vision_embed|'
     r'relative_position_bias_table|cls_token|class_embedding|mask_token|[qkv]_proj\.'
@@ -213,7 +205,7 @@ _REMADE = re.compile(
 
 
 def _lost(before: Weights, after: Weights) -> list[str]:
-    """Names whose tensors a conversion has neither kept nor made anything of."""
+    """Names of tensors that a conversion neither keeps nor uses."""
     kept = {tensor.untyped_storage().data_ptr() for tensor in after.values()}
     return [
         name
@@ -232,7 +224,7 @@ def _timm_filter(plain: nn.Module):
         return beit.checkpoint_filter_fn
     if not isinstance(plain, vision_transformer.VisionTransformer):
         return lambda weights, plain: weights
-    # timm's own loading makes the same exceptions for ViTs that were trained with bilinear resizing.
+    # As timm's own loading: these ViTs were trained with bilinear resizing.
     options = {}
     if architecture.startswith('flexi') or 'radio' in architecture:
         options = dict(interpolation='bilinear', antialias=False)
@@ -243,7 +235,7 @@ def _timm_filter(plain: nn.Module):
 
 
 def _sam_positions(positions: Tensor, plain: VisionTransformerSAM) -> Tensor:
-    """A position embedding as a map, without the entry of a class token: ViTDet's has one, SAM's not."""
+    """Position embedding as a map (1, H, W, C). ViTDet's has an entry for a class token, which SAM lacks."""
     grid = plain.patch_embed.grid_size
     flat = positions.reshape(1, -1, positions.shape[-1])
     side = int(flat.shape[1] ** 0.5)
@@ -252,8 +244,8 @@ def _sam_positions(positions: Tensor, plain: VisionTransformerSAM) -> Tensor:
     return resample_abs_pos_embed(flat, grid, old_size=old, num_prefix_tokens=0).reshape(1, *grid, -1)
 
 
-def _drop_zeros(weights: Weights, expected: Weights, report: LoadReport) -> Weights:
-    """Tables that were never trained, which mmseg's MAE has beside its position embedding."""
+def _without_zero_tables(weights: Weights, expected: Weights) -> tuple[Weights, list[Entry]]:
+    """Leave out tables that were never trained, which mmseg's MAE has beside its position embedding."""
     zeros = [k for k, v in weights.items() if k not in expected and k.endswith(_TABLE) and not v.any()]
-    report.dropped += [(name, 'zeros, which add nothing') for name in zeros]
-    return {k: v for k, v in weights.items() if k not in zeros}
+    kept = {k: v for k, v in weights.items() if k not in zeros}
+    return kept, [(name, 'zeros, which add nothing') for name in zeros]

@@ -1,5 +1,5 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""What a checkpoint holds, and which plain ViTs of timm it fits."""
+"""Inspect a checkpoint: what it contains, and which of timm's plain ViTs it fits."""
 
 import json
 import os
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from ..backbones.hpvit import HPViT
 from ..backbones.timm_vit import PREFIX_TOKENS, build_plain_vit
 from .convert import convert
-from .key_mapping import find_encoder, names_under, to_timm_names
+from .download import local_file
+from .key_mapping import Encoder, find_encoder, to_timm_names
 from .load import load_plain_weights
-from .reader import local_file, read_checkpoint
+from .reader import read_checkpoint
 from .report import LoadReport
-from .validate import check_values, patch_side
+from .validate import Target, check_values, patch_side
 
 # The files of timm that hold the ViTs that can be used.
 PLAIN_FILES = (
@@ -41,17 +42,16 @@ class Inspection:
     """What a checkpoint holds.
 
     Attributes:
-        naming: Whose names it has; see :mod:`mmhpvit.checkpoints.key_mapping`.
-        prefix: What stands before the names of the image encoder in it.
+        naming: Naming of its weights; see :mod:`mmhpvit.checkpoints.key_mapping`.
+        prefix: Prefix of the image encoder's names in it.
         width, depth, patch: Channels, blocks, side of a patch in pixels.
-        positions: Number of positions that its absolute embedding has, those of prefix tokens included; None
-            where it has no such embedding.
+        positions: Number of entries of its absolute position embedding, prefix tokens included; None without one.
         tokens: Names and numbers of its prefix tokens.
-        fits: timm names of the ViTs that it fits, those first that its names point to and that have its image size.
-        traits: What the weights do not show of each of them: heads, activation, rotary positions, epsilon.
-        misfit: Where it fits none, what keeps it from the one that is nearest.
-        report: What becomes of its weights in an :class:`~mmhpvit.HPViT` of the ViT that was asked for, or of
-            the first that it fits; None where it fits none.
+        fits: timm names of the ViTs that it fits; first those that its names suggest and that have its image size.
+        traits: What the weights of each do not show: heads, activation, rotary positions, epsilon.
+        misfit: If it fits none, why not the nearest.
+        report: Report of loading it into an :class:`~mmhpvit.HPViT` of the requested ViT, or of the first that
+            it fits; None if it fits none.
     """
 
     naming: str
@@ -103,7 +103,7 @@ def inspect_checkpoint(
     source: str | None = None,
     progress=lambda names: names,
 ) -> Inspection:
-    """Find out what a checkpoint holds and what would become of its weights.
+    """Find out what a checkpoint contains and what loading would do with its weights.
 
     Args:
         checkpoint: File or URL, as for :func:`~mmhpvit.load_plain_weights`; not ``.npz``, whose names are
@@ -123,11 +123,12 @@ def inspect_checkpoint(
             'with tools/convert_checkpoint.py FILE OUT.safetensors --plain NAME'
         )
     raw = read_checkpoint(checkpoint)
-    found = _describe(raw, source, checkpoint)
+    encoder = find_encoder(raw, source, checkpoint)
+    found = _describe(encoder, checkpoint)
     if plain is not None:
         found.fits = [plain]
     else:
-        found.fits, found.misfit = fitting_names(raw, found, source, progress)
+        found.fits, found.misfit = fitting_names(raw, encoder, found, progress)
         found.fits = _as_configured(found.fits, local_file(checkpoint).with_name('config.json'))
     found.traits = {name: _traits(build_plain_vit(name, device='meta')) for name in found.fits}
     if found.fits:
@@ -159,20 +160,18 @@ def _as_configured(names: list[str], path: Path) -> list[str]:
     return sorted(names, key=lambda name: ('quickgelu' in name) != quick)
 
 
-def _describe(raw: dict[str, Tensor], source: str | None, location: str) -> Inspection:
-    naming, prefix, others = find_encoder(raw, source, location)
-    own = names_under(raw, prefix, others)
+def _describe(encoder: Encoder, location: str) -> Inspection:
+    own, kernel = encoder.weights, encoder.kernel
     check_values({name: tensor for name, tensor in own.items() if tensor.dim() > 1}, location)
-    kernel = own[naming.patch]
-    named = to_timm_names(own, naming)
+    named = to_timm_names(own, encoder.naming)
     blocks = (re.search(r'(?:blocks|resblocks|layers)\.(\d+)\.', name) for name in named)
     positions = [
         v for k, v in own.items() if _POSITIONS.search(k) and 'decoder' not in k and 'rel_pos' not in k
     ]
     tokens = {k.split('.')[-1]: v.numel() // kernel.shape[0] for k, v in own.items() if k.endswith(_TOKENS)}
     return Inspection(
-        naming=naming.name,
-        prefix=prefix,
+        naming=encoder.naming.name,
+        prefix=encoder.prefix,
         width=kernel.shape[0],
         depth=max((int(block[1]) for block in blocks if block), default=-1) + 1,
         patch=patch_side(kernel.shape),
@@ -182,14 +181,14 @@ def _describe(raw: dict[str, Tensor], source: str | None, location: str) -> Insp
 
 
 def fitting_names(
-    raw: dict[str, Tensor], found: Inspection, source: str | None = None, progress=lambda names: names
+    raw: dict[str, Tensor], encoder: Encoder, found: Inspection, progress=lambda names: names
 ) -> tuple[list[str], str | None]:
     """timm names of the plain ViTs that the weights of a file fit.
 
     Args:
         raw: Names and tensors of the file.
+        encoder: The image encoder in it.
         found: What :func:`inspect_checkpoint` tells of it.
-        source: Whose names the file has, or the prefix of the encoder that is meant.
         progress: Wraps the list of names that are tried, as tqdm does.
 
     Returns:
@@ -200,13 +199,15 @@ def fitting_names(
     ranks, misfits = {}, {}
     for name in progress(_candidates(found.width, found.patch)):
         vit = build_plain_vit(name, device='meta')
-        report = LoadReport('file', name)
         try:
-            weights, shapes = convert(raw, vit, source, report)
+            converted = convert(encoder, Target(vit, name, 'file'))
         except ValueError as error:
             misfits[name] = len(vit.blocks) != found.depth, len(name), str(error)
             continue
-        resized = any(len(shapes.get(k, ())) == v.dim() and shapes[k] != v.shape for k, v in weights.items())
+        shapes = converted.shapes
+        resized = any(
+            len(shapes.get(k, ())) == v.dim() and shapes[k] != v.shape for k, v in converted.weights.items()
+        )
         pointed = all(hint in name for hint in hints[:1])
         ranks[name] = not pointed, resized, len(name), name
     nearest = min(misfits.values(), default=(None,))[-1]

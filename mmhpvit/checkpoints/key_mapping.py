@@ -1,13 +1,12 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""How the libraries that plain ViTs come from name their weights, as a table of rules.
+"""Tables of how libraries name the weights of plain ViTs, and finding the encoder in a larger model.
 
-A naming is told by the name of the patch embedding's kernel. What stands before that name in a file is the
-prefix of the image encoder, be it ``backbone.`` of a detector, ``visual.`` of a CLIP or ``module.`` of
-data-parallel training; what lies outside the prefix is not of the encoder.
+The name of the patch kernel identifies a naming. What precedes it in a file is the prefix of the image encoder:
+``backbone.`` in a detector, ``visual.`` in a CLIP, ``module.`` after data-parallel training. Weights without the
+prefix are not part of the encoder.
 """
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -22,7 +21,7 @@ class Naming:
         patch: Name of the patch embedding's kernel.
         block: Pattern of a name in the first block.
         rules: Patterns and what they become, in order, to reach timm's names.
-        prefix: Prefix under which timm's own conversion knows the names; it does the rest.
+        prefix: Prefix with which timm's own conversion recognises the names, and does the rest.
     """
 
     name: str
@@ -129,6 +128,29 @@ NAMINGS = (
     ),
 )
 
+
+@dataclass(frozen=True)
+class Encoder:
+    """The image encoder within a file.
+
+    Attributes:
+        naming: How the file names its weights.
+        prefix: What stands before these names in the file.
+        weights: Its weights, by their names without the prefix.
+        dropped: The weights outside it, and why they are left out, for the report.
+    """
+
+    naming: Naming
+    prefix: str
+    weights: dict[str, Tensor]
+    dropped: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def kernel(self) -> Tensor:
+        """The patch kernel as the file has it: (C, 3, P, P), or a matrix (C, 3 * P * P)."""
+        return self.weights[self.naming.patch]
+
+
 # Of several encoders in one file, the one that is meant, by a part of its prefix: averages and teachers,
 # which are what evaluation uses, before what they learn from; what sees images before what does not.
 _PREFERRED = (
@@ -154,7 +176,7 @@ _AVERAGED_BY_MMENGINE = 'ema_state_dict.'
 _COUNT_OF_MMENGINE = f'{_AVERAGED_BY_MMENGINE}steps'
 
 # What files of plain ViTs carry beside the body, by timm's names, and why it is left out.
-NOT_OF_THE_BODY = (
+_NOT_OF_THE_BODY = (
     (r'(heads?|head_dist|fc_norm|pre_logits|fc|(cls_|distillation_)?classifier)\.', 'classifier head'),
     (r'(attn_pool|pooler)\.', 'pooling of the head'),
     (r'(proj$|projectors\.|dino_head|ibot_head|lm_head|local_cls_norm)', 'head of the pre-training'),
@@ -166,22 +188,24 @@ NOT_OF_THE_BODY = (
 )
 
 
-def find_encoder(names: Iterable[str], source: str | None, location: str) -> tuple[Naming, str, list[str]]:
-    """Tell by its names how a file names the weights of its image encoder, and where the encoder is.
+def why_not_of_the_body(name: str) -> str | None:
+    """Why a weight, by timm's name, is not part of the body of a ViT; None if it is."""
+    return next((why for pattern, why in _NOT_OF_THE_BODY if re.match(pattern, name)), None)
+
+
+def find_encoder(raw: dict[str, Tensor], source: str | None, location: str) -> Encoder:
+    """Find the image encoder in a file by the names of its weights.
 
     Args:
-        names: The names of the file.
-        source: Name of a naming, or prefix of the encoder that is meant (``'bare'`` for none); None to tell
-            them by the names.
+        raw: Names and tensors of the file.
+        source: Name of a naming, or prefix of the wanted encoder (``'bare'`` for no prefix).
+            None detects both from the names.
         location: The file, for errors.
 
-    Returns:
-        The naming, the prefix that its names have in the file, and the prefixes of other encoders in it.
-
     Raises:
-        ValueError: No plain ViT under any of the names that are known, or several and no way to tell which.
+        ValueError: No known naming matches, or several encoders match and nothing decides between them.
     """
-    names = list(names)
+    names = list(raw)
     found = [
         (naming, name.removesuffix(naming.patch))
         for naming in NAMINGS
@@ -218,17 +242,15 @@ def find_encoder(names: Iterable[str], source: str | None, location: str) -> tup
             f'say which by source=, for instance source={found[0][1].removesuffix(".") or "bare"!r}'
         )
     naming, prefix = found[0]
-    return naming, prefix, [other for other in prefixes if other != prefix]
-
-
-def names_under(weights: dict[str, Tensor], prefix: str, others: list[str]) -> dict[str, Tensor]:
-    """The weights of an encoder without its prefix, and without those of other encoders within it."""
-    within = tuple(other for other in others if other.startswith(prefix))
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in weights.items()
-        if name.startswith(prefix) and not (within and name.startswith(within))
-    }
+    within = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
+    own = [name for name in names if name.startswith(prefix) and not (within and name.startswith(within))]
+    outside = raw.keys() - set(own)
+    return Encoder(
+        naming,
+        prefix,
+        {name.removeprefix(prefix): raw[name] for name in own},
+        tuple((name, 'not of the encoder') for name in names if name in outside),
+    )
 
 
 def _has_blocks(naming: Naming, prefix: str, names: list[str]) -> bool:
@@ -241,7 +263,7 @@ def _listing(found: list[tuple[Naming, str]]) -> str:
 
 
 def to_timm_names(weights: dict[str, Tensor], naming: Naming) -> dict[str, Tensor]:
-    """Rename the weights of an encoder, without its prefix, as timm or timm's own conversion has them."""
+    """Rename the weights of an encoder to the names of timm, or to those that timm's own conversion expects."""
     renamed = {}
     for name, tensor in weights.items():
         for pattern, replacement in naming.rules:
@@ -256,7 +278,7 @@ def _put(weights: dict[str, Tensor], name: str, tensor: Tensor) -> None:
     weights[name] = tensor
 
 
-# Names of one thing that differ among timm's ViTs; which is right is told by the model. In order.
+# Synonyms among timm's ViTs, tried in order; the model decides which is right.
 _SYNONYMS = (
     (r'\.ls([12])\.gamma$', r'.gamma_\1'),
     (r'\.gamma_([12])$', r'.ls\1.gamma'),
@@ -270,7 +292,7 @@ _SYNONYMS = (
 
 
 def to_names_of(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take the synonyms that a model has, where it does not know a name."""
+    """Replace names that a model does not have by synonyms that it has."""
     fitted = {}
     for name, tensor in weights.items():
         if name not in expected:

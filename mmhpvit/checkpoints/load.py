@@ -1,25 +1,29 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""Loading the weights of a plain ViT into a backbone made from it, with a report and without guessing."""
+"""Load the weights of a plain ViT into a backbone: read, find the encoder, convert, copy."""
 
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import chain
 
 import torch
 from mmengine.logging import print_log
 from mmengine.model.weight_init import update_init_info
 from mmengine.registry import WEIGHT_INITIALIZERS
-from safetensors import SafetensorError
-from timm.models import get_arch_pretrained_cfgs, load_state_dict_from_hf
+from timm.models import get_arch_pretrained_cfgs
 from torch import Tensor, nn
 
 from ..backbones.timm_vit import PREFIX_TOKENS, build_plain_vit
 from ..layers.patch_embed import resize_kernel
 from .convert import convert
+from .download import local_file
+from .key_mapping import find_encoder
 from .npz import read_npz
-from .reader import local_file, read_checkpoint
+from .reader import read_checkpoint, read_timm_weights
 from .report import LoadReport
-from .validate import KERNEL, POSITIONS, Weights
+from .validate import KERNEL, POSITIONS, Target, Weights
 
 
 def load_plain_weights(
@@ -30,19 +34,18 @@ def load_plain_weights(
     Args:
         backbone: A backbone of this package, such as :class:`~mmhpvit.HPViT`.
         checkpoint: File or URL, as for :func:`~mmhpvit.checkpoints.reader.read_checkpoint`, with the names of any
-            library in :mod:`mmhpvit.checkpoints.key_mapping`; None means the weights that timm has under the backbone's
-            ``plain`` name.
-        source: Whose names the file has, or the prefix of the encoder that is meant in it; None (default)
-            tells both by the names.
+            library in :mod:`mmhpvit.checkpoints.key_mapping`. None (default) downloads timm's weights for the
+            backbone's ``plain`` name.
+        source: Naming of the file, or prefix of the wanted encoder. None (default) detects both from the names.
 
     Returns:
-        What became of every weight.
+        The report of every weight.
 
     Raises:
-        TypeError: Another module than these, or something else than a path.
-        FileNotFoundError, OSError: A file that is not there, a download that failed.
-        ValueError: A file that cannot be read, does not belong to this plain ViT, lacks weights or has
-            weights that are not known to be superfluous, or values that are no numbers; a backbone on ``meta``.
+        TypeError: The module is not a backbone of this package, or the checkpoint is not a path.
+        FileNotFoundError, OSError: The file does not exist, or a download failed.
+        ValueError: The file is unreadable or of another ViT, has missing or unknown weights, or values that are NaN or
+            infinite; or the backbone is on ``meta``.
     """
     backbone = getattr(backbone, '_orig_mod', backbone)  # as torch.compile wraps it
     if not isinstance(getattr(backbone, 'plain', None), str):
@@ -55,23 +58,21 @@ def load_plain_weights(
         )
     plain = build_plain_vit(backbone.plain, device='meta')
     weights, shapes, report = plain_weights(plain, backbone.plain, checkpoint, source)
-    _copy(weights, shapes, backbone, report)
-    return report
+    return _copy(weights, shapes, backbone, report)
 
 
 def plain_weights(
     plain: nn.Module, name: str, checkpoint: str | os.PathLike | None = None, source: str | None = None
 ) -> tuple[Weights, dict[str, tuple[int, ...]], LoadReport]:
-    """Read the weights of a plain ViT, by timm's names and in the shapes of timm's model.
+    """Read the weights of a plain ViT, with timm's names and the shapes of timm's model.
 
     Args:
-        plain: timm's model; its names and shapes count, so it may be on ``meta``.
+        plain: timm's model; only its names and shapes are used, so it may be on ``meta``.
         name: Its timm name.
         checkpoint, source: As for :func:`load_plain_weights`.
 
     Returns:
-        The weights of the body, without a head; the shapes that they had in the file; the report, whose
-        ``loaded`` and ``new`` are empty.
+        The weights without the head; their shapes in the file; the report, with ``loaded`` and ``new`` still empty.
 
     Raises:
         FileNotFoundError, OSError, ValueError: As :func:`load_plain_weights`.
@@ -86,31 +87,51 @@ def plain_weights(
             "checkpoint='' is empty (a variable that is not set?); give the path or address of a file, or leave it out "
             'for the weights that timm has'
         )
-    report = LoadReport(checkpoint or f"timm's weights of {name}", name)
-    report.images = expected_images(plain, name, of_timm=checkpoint is None)
-    in_file = {}
-    if checkpoint is None:
-        raw = _timm_weights(plain, name)
-    elif (path := local_file(checkpoint)).suffix == '.npz':
-        raw, in_file = read_npz(path, build_plain_vit(name), name)
-    else:
-        raw = read_checkpoint(checkpoint)
-    weights, shapes = convert(raw, plain, source, report)
-    shapes |= in_file
-    report.resized = [
-        (n, shapes[n], tuple(tensor.shape))
-        for n, tensor in weights.items()
-        if n in shapes and _was_resized(n, shapes[n], tensor, plain)
-    ]
+    target = Target(plain, name, checkpoint or f"timm's weights of {name}")
+    raw, in_file = _read(checkpoint, plain, name)
+    encoder = find_encoder(raw, source, target.source)
+    converted = convert(encoder, target)
+    weights, shapes = converted.weights, converted.shapes | in_file
     kinds = Counter(str(t.dtype).removeprefix('torch.') for t in weights.values())
-    report.cast = [(count, kind) for kind, count in kinds.items() if kind != 'float32']
+    report = LoadReport(
+        target.source,
+        name,
+        encoder.naming.name,
+        encoder.prefix,
+        resized=[
+            (n, shapes[n], tuple(tensor.shape))
+            for n, tensor in weights.items()
+            if n in shapes and _was_resized(n, shapes[n], tensor, target)
+        ],
+        cast=[(count, kind) for kind, count in kinds.items() if kind != 'float32'],
+        zero=list(converted.zero),
+        dropped=_merged(encoder.dropped, converted.dropped),
+        images=expected_images(plain, name, of_timm=checkpoint is None),
+    )
     return weights, shapes, report
 
 
-def expected_images(plain: nn.Module, name: str, of_timm: bool = False) -> dict[tuple, list[str]]:
-    """Mean and standard deviation of images, 0 to 255, with the tags of timm's weights of a name that expect them.
+def _read(checkpoint: str | None, plain: nn.Module, name: str) -> tuple[Weights, dict[str, tuple[int, ...]]]:
+    """The weights of a file, and the shapes that they had in it where reading has resized them already."""
+    if checkpoint is None:
+        return read_timm_weights(plain, name), {}
+    if (path := local_file(checkpoint)).suffix == '.npz':
+        return read_npz(path, build_plain_vit(name), name)
+    return read_checkpoint(checkpoint), {}
 
-    ``of_timm`` asks for those that timm takes itself under the name alone. Names of older versions stand for one.
+
+def _merged(*entries: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The entries of several steps; where two name the same weight, the first."""
+    merged: dict[str, str] = {}
+    for name, reason in chain(*entries):
+        merged.setdefault(name, reason)
+    return list(merged.items())
+
+
+def expected_images(plain: nn.Module, name: str, of_timm: bool = False) -> dict[tuple, list[str]]:
+    """Image mean and standard deviation on a scale of 0 to 255, each with the timm tags that expect it.
+
+    ``of_timm=True`` returns only those of timm's default tag for this name. Names of older timm versions have one tag.
     """
     all_of_name = [] if of_timm or '.' in name else list(get_arch_pretrained_cfgs(name).values())
     config = plain.pretrained_cfg
@@ -127,64 +148,44 @@ def expected_images(plain: nn.Module, name: str, of_timm: bool = False) -> dict[
     return found
 
 
-def _timm_weights(plain: nn.Module, name: str) -> dict[str, Tensor]:
-    cfg = plain.pretrained_cfg
-    where = [cfg[key] for key in ('hf_hub_id', 'hf_hub_filename') if cfg.get(key)]
-    if not cfg.get('hf_hub_id'):
-        if not cfg.get('url'):
-            raise ValueError(f'timm has no weights of {name!r}; give checkpoint=FILE, or a name with a tag')
-        return read_checkpoint(cfg['url'])
-    try:
-        return load_state_dict_from_hf(*where, weights_only=True)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        reason = str(error).split('\n')[0][:160]
-        raise OSError(
-            f"timm's weights of {name!r} could not be fetched ({reason}); fetch them elsewhere and give "
-            'the file: model.backbone.init_cfg.checkpoint=FILE'
-        ) from error
-
-
 def _copy(
-    weights: dict[str, Tensor],
-    shapes: dict[str, tuple[int, ...]],
-    backbone: nn.Module,
-    report: LoadReport,
-) -> None:
+    weights: Weights, shapes: dict[str, tuple[int, ...]], backbone: nn.Module, report: LoadReport
+) -> LoadReport:
+    """Copy the weights into a backbone; the report with what became of them there."""
     own = backbone.state_dict()
-    taken = set()
+    resized = [entry for entry in report.resized if entry[0] != KERNEL]
+    old, new = shapes.get(KERNEL, ()), tuple(own[KERNEL].shape)
+    old = old if len(old) == 4 else tuple(weights[KERNEL].shape)
+    resized += [(KERNEL, old, new)] if old != new else []
+    taken, loaded, dropped = set(), [], []
     for name, tensor in weights.items():
         targets = [name] if name in own else []
         if name.startswith('norm.'):
             targets = [t for t in own if re.fullmatch(rf'out_norms\.\d+\.{name[5:]}', t)]
         if not targets:
-            report.dropped.append((name, _why_not_built(name)))
+            dropped.append((name, _why_not_built(name)))
         if name == KERNEL:
-            tensor = _kernel(tensor, shapes.get(name), own[name], report)
+            tensor = resize_kernel(tensor, new[-1])
         for target in targets:
             with torch.no_grad():
                 own[target].copy_(tensor)
-            taken.add(target)
-            if name not in (resized for resized, *_ in report.resized):
-                report.loaded.append(target)
-    report.new = [name for name in own if name not in taken]
+        taken.update(targets)
+        loaded += [] if name in (entry[0] for entry in resized) else targets
+    return replace(
+        report,
+        loaded=loaded,
+        resized=resized,
+        new=[name for name in own if name not in taken],
+        dropped=[*report.dropped, *dropped],
+    )
 
 
-def _kernel(kernel: Tensor, in_file: tuple[int, ...] | None, own: Tensor, report: LoadReport) -> Tensor:
-    """The patch kernel in the size that the backbone has it in, with its line in the report."""
-    report.resized = [entry for entry in report.resized if entry[0] != KERNEL]
-    old = in_file if in_file and len(in_file) == 4 else tuple(kernel.shape)
-    if old != tuple(own.shape):
-        report.resized.append((KERNEL, old, tuple(own.shape)))
-    return resize_kernel(kernel, own.shape[-1])
-
-
-def _was_resized(name: str, old: tuple[int, ...], own: Tensor, plain: nn.Module) -> bool:
+def _was_resized(name: str, old: tuple[int, ...], own: Tensor, target: Target) -> bool:
     if name != POSITIONS or len(old) == 4:
-        # A kernel may come as a matrix, which is no other size.
+        # A kernel stored as a matrix is not resized.
         return len(old) == own.dim() and old != tuple(own.shape)
-    # Positions of prefix tokens may come along or not; what counts is the grid.
-    grid = plain.patch_embed.num_patches
-    return not grid <= old[1] <= grid + getattr(plain, 'num_prefix_tokens', 0) + 1
+    # Entries for prefix tokens may be included or not; only the grid decides.
+    return not target.grid <= old[1] <= target.grid + getattr(target.vit, 'num_prefix_tokens', 0) + 1
 
 
 def _why_not_built(name: str) -> str:
@@ -200,10 +201,9 @@ class PlainViTInit:
     """Weight initialiser ``dict(type='PlainViT', checkpoint=...)`` for backbones of this package.
 
     Args:
-        checkpoint: File or URL of plain ViT weights; None (default) means the weights that timm has
-            under the backbone's ``plain`` name.
-        source: Whose names the file has, or the prefix of the encoder that is meant in it; None (default)
-            tells both by the names.
+        checkpoint: File or URL of plain ViT weights. None (default) downloads timm's weights for the backbone's
+            ``plain`` name.
+        source: Naming of the file, or prefix of the wanted encoder. None (default) detects both from the names.
     """
 
     def __init__(self, checkpoint: str | None = None, source: str | None = None) -> None:
@@ -214,7 +214,7 @@ class PlainViTInit:
         """Load the weights and log the report.
 
         Raises:
-            TypeError: A module that is not made from a plain ViT.
+            TypeError: The module is not a backbone of this package.
             FileNotFoundError, OSError, ValueError: As :func:`load_plain_weights`.
         """
         report = load_plain_weights(module, self.checkpoint, self.source)

@@ -1,5 +1,5 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""Reading the .npz files of Google's repositories (AugReg, SigLIP) by timm's own reader, and checking it."""
+"""Read the .npz files of Google's repositories (AugReg, SigLIP) with timm's own reader, and check the result."""
 
 import math
 import re
@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .convert import expected_weights
 from .reader import refuse_zip_bomb
-from .validate import KERNEL, POSITIONS, is_of_another_patch
+from .validate import KERNEL, POSITIONS, Target, is_of_another_patch
 
-# What reading a damaged or foreign file raises, somewhere in numpy, zipfile or timm.
+# What numpy, zipfile and timm raise for a damaged or foreign file.
 _DAMAGE = (
     *(ValueError, KeyError, RuntimeError, OSError, AttributeError, MemoryError),
     zipfile.BadZipFile,
@@ -31,11 +30,11 @@ def read_npz(path: Path, plain: nn.Module, name: str) -> tuple[dict[str, Tensor]
         name: Its timm name.
 
     Returns:
-        The weights by timm's names, resized where the model is of another size; the shapes that the
-        position embedding and the patch kernel have in the file.
+        The weights with timm's names, resized to the model; the shapes of the position embedding and the patch
+        kernel in the file.
 
     Raises:
-        ValueError: A file that is none of these, of another depth, or that lacks weights.
+        ValueError: The file is not such a file, is of another depth or patch, or lacks weights.
     """
     refuse_zip_bomb(path)
     try:
@@ -52,7 +51,7 @@ def read_npz(path: Path, plain: nn.Module, name: str) -> tuple[dict[str, Tensor]
         raise ValueError(
             f'checkpoint {str(path)!r} is no .npz file of a ViT that fits plain={name!r} ({reason})'
         ) from error
-    weights = expected_weights(plain)
+    weights = Target(plain, name, str(path)).expected
     if lacking := [n for n, tensor in weights.items() if tensor.isnan().all()]:
         raise ValueError(
             f'checkpoint {str(path)!r} lacks {len(lacking)} weights of plain={name!r}: '
@@ -64,7 +63,7 @@ def read_npz(path: Path, plain: nn.Module, name: str) -> tuple[dict[str, Tensor]
             given[POSITIONS] = shape if len(shape) == 3 else (1, *shape)
         elif n.endswith('embedding/kernel') and len(shape) == 4:
             given[KERNEL] = (shape[3], shape[2], *shape[:2])
-            if is_of_another_patch(shape[0], plain, name):
+            if is_of_another_patch(shape[0], plain.patch_embed.patch_size[0], name):
                 raise ValueError(
                     f'checkpoint {str(path)!r} has patch {shape[0]} (the model has {plain.patch_embed.patch_size[0]}): '
                     f'it is not of plain={name!r}; set plain= to the timm name of the ViT that it is of'
@@ -73,7 +72,7 @@ def read_npz(path: Path, plain: nn.Module, name: str) -> tuple[dict[str, Tensor]
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the arrays of an archive, by their headers; none may declare more than it holds."""
+    """Shapes of the arrays in an archive, from their headers. Refuses one that declares more than it holds."""
     shapes = {}
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():

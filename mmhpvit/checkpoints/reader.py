@@ -1,33 +1,25 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""Reading a checkpoint of a plain ViT as a flat dict of tensors, without executing anything in it."""
+"""Read a checkpoint as a flat dict of tensors, without executing anything in it."""
 
 import argparse
-import hashlib
 import json
-import os
 import pickle
 import re
 import zipfile
 from contextlib import AbstractContextManager, nullcontext
-from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import urlparse
-from urllib.request import Request, urlopen
-from uuid import uuid4
 
 import torch
-from mmengine import dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
-from tqdm import tqdm
+from timm.models import load_state_dict_from_hf
+from torch import Tensor, nn
 
+from .download import local_file
 from .state_dict import without_wrappers
 
-# An archive that unpacks to more than this many times its size, and a gigabyte, is there to fill the memory.
+# An archive that unpacks to more than 10 times its size plus a gigabyte is meant to fill the memory.
 _MOST_COMPRESSED, _ALLOWANCE = 10, 10**9
-# A hash in a file name, as torch hub has it; digits alone are a date, the end of a UUID is none.
-_HASH = re.compile(r'(?<!-[a-f0-9]{4})-(?!\d+\.)([a-f0-9]{8,64})\.')
 
 
 def read_checkpoint(location: str) -> dict[str, Tensor]:
@@ -39,15 +31,14 @@ def read_checkpoint(location: str) -> dict[str, Tensor]:
             torch hub's cache; where its name carries a hash, that is checked.
 
     Returns:
-        Names and CPU tensors. Names in dicts within the file have the keys of those before them:
-        ``{'model': {'pos_embed': ...}}`` gives ``model.pos_embed``. Names have no wrappers of compiled, recomputed or
-        sharded modules.
+        Names and CPU tensors. Nested dicts are flattened: ``{'model': {'pos_embed': ...}}`` gives ``model.pos_embed``.
+        Names of wrappers (compiled, checkpointed or sharded modules) are removed.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: A file that is cut off, is no checkpoint, holds no tensors, declares more than it
-            holds, or wants to run code when it is read; the message says which.
-        OSError: A download that failed.
+        ValueError: The file is truncated, not a checkpoint, without tensors, declares more than it holds, or would
+            run code when read; the message says which.
+        OSError: A download failed.
     """
     path = local_file(location)
     try:
@@ -58,8 +49,35 @@ def read_checkpoint(location: str) -> dict[str, Tensor]:
         raise
 
 
+def read_timm_weights(plain: nn.Module, name: str) -> dict[str, Tensor]:
+    """Download the weights that timm has for a model, from Hugging Face or from a URL.
+
+    Args:
+        plain: timm's model; only its ``pretrained_cfg`` is read.
+        name: Its timm name, for errors.
+
+    Raises:
+        ValueError: timm has no weights for this name.
+        OSError: The download failed.
+    """
+    cfg = plain.pretrained_cfg
+    where = [cfg[key] for key in ('hf_hub_id', 'hf_hub_filename') if cfg.get(key)]
+    if not cfg.get('hf_hub_id'):
+        if not cfg.get('url'):
+            raise ValueError(f'timm has no weights of {name!r}; give checkpoint=FILE, or a name with a tag')
+        return read_checkpoint(cfg['url'])
+    try:
+        return load_state_dict_from_hf(*where, weights_only=True)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        reason = str(error).split('\n')[0][:160]
+        raise OSError(
+            f"timm's weights of {name!r} could not be fetched ({reason}); fetch them elsewhere and give "
+            'the file: model.backbone.init_cfg.checkpoint=FILE'
+        ) from error
+
+
 class DamagedError(ValueError):
-    """A file that is no whole checkpoint."""
+    """The file is not a whole checkpoint."""
 
 
 def _read_any(path: Path, location: str) -> dict[str, Tensor]:
@@ -80,38 +98,12 @@ def _read(path: Path, location: str) -> dict[str, Tensor]:
     return weights
 
 
-# What libraries write into the folder of a model.
-_IN_A_FOLDER = (
-    *('model.safetensors', 'model.safetensors.index.json', 'open_clip_model.safetensors'),
-    *('pytorch_model.bin', 'pytorch_model.bin.index.json', 'open_clip_pytorch_model.bin'),
-)
-
-
-def local_file(location: str) -> Path:
-    """The file of a path or URL, downloaded where it must be; of a folder of Hugging Face, the weights in it.
-
-    Raises:
-        FileNotFoundError: No such file.
-        OSError: A download that failed.
-    """
-    path = _download(location) if location.startswith(('http://', 'https://')) else Path(location)
-    if path.is_dir():
-        path = next((path / name for name in _IN_A_FOLDER if (path / name).is_file()), path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f'checkpoint {location!r} {"is not a file" if path.exists() else "does not exist"} '
-            f'(looked from {Path.cwd()}); give the path of a file, '
-            'a URL, or leave checkpoint out for the weights that timm has of this model'
-        )
-    return path
-
-
 # As Hugging Face's libraries name the files of one checkpoint.
 _PART = re.compile(r'-\d{5}-of-(\d{5})\.\w+$')
 
 
 def _parts(index: Path) -> list[Path]:
-    """The files of a checkpoint that Hugging Face's libraries have cut into several."""
+    """The files of a sharded Hugging Face checkpoint."""
     try:
         names = sorted(set(json.loads(index.read_text())['weight_map'].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -176,14 +168,14 @@ def _load_pickle(path: Path) -> object:
 
 
 def _namespaces_allowed() -> AbstractContextManager:
-    """Namespaces are how DINO, DeiT and MAE keep their command line in a file; they are data."""
+    """Allow argparse.Namespace, in which DINO, DeiT and MAE store their command line: it is data."""
     if hasattr(torch.serialization, 'safe_globals'):
         return torch.serialization.safe_globals([argparse.Namespace])
     return nullcontext()
 
 
 def _kind_of(path: Path) -> str | None:
-    """What a file is that is no checkpoint, where its first bytes tell."""
+    """What a file that is not a checkpoint is, if its first bytes show it."""
     with path.open('rb') as file:
         start = file.read(64)
     kinds = {
@@ -211,7 +203,7 @@ def _unwrap(content: object, location: str) -> dict[str, Tensor]:
 
 
 def _unwrapped(weights: dict[str, Tensor], location: str) -> dict[str, Tensor]:
-    """The weights by their names without those of wrappers; refuses two of one name."""
+    """The weights without wrappers in their names. Refuses two weights of one name."""
     found = {without_wrappers(name): tensor for name, tensor in weights.items()}
     if len(found) < len(weights):
         name = next(name for name in weights if without_wrappers(name) != name)
@@ -247,46 +239,3 @@ def _check_sizes(weights: dict[str, Tensor], location: str) -> None:
                 f'checkpoint {location!r} was refused: {name} declares {tuple(tensor.shape)}, '
                 f'{declared} bytes, and holds {tensor.untyped_storage().nbytes()}'
             )
-
-
-def _download(url: str) -> Path:
-    """Fetch a URL into torch hub's cache, one process a machine."""
-    # Many models share a file name such as model.safetensors, so the address is part of the name here.
-    name = f'{hashlib.sha256(url.encode()).hexdigest()[:12]}_{os.path.basename(urlparse(url).path)}'
-    path = Path(torch.hub.get_dir(), 'checkpoints', name)
-    first = not dist.is_distributed() or int(os.environ.get('LOCAL_RANK', 0)) == 0
-    if first and not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _fetch(url, path)
-        except (OSError, HTTPException) as error:
-            raise OSError(
-                f'checkpoint {url!r} could not be downloaded ({error}); download it elsewhere and give '
-                'the path of the file'
-            ) from error
-    dist.barrier()
-    return path
-
-
-def _fetch(url: str, path: Path) -> None:
-    """Fetch a URL under a temporary name, and give it its own once it is whole and has its hash."""
-    # torch.hub.download_url_to_file takes a connection that breaks off for the end of the file.
-    digest, part = hashlib.sha256(), path.with_name(f'{uuid4().hex}.part')
-    request = Request(url, headers={'User-Agent': 'mmhpvit'})
-    try:
-        with urlopen(request, timeout=60) as answer, open(part, 'wb') as file:
-            size = answer.length
-            with tqdm(total=size, unit='B', unit_scale=True, desc=path.name) as progress:
-                while block := answer.read(1 << 20):
-                    file.write(block)
-                    digest.update(block)
-                    progress.update(len(block))
-            if size is not None and file.tell() != size:
-                raise OSError(f'the connection broke off after {file.tell()} of {size} bytes')
-        known = _HASH.search(os.path.basename(urlparse(url).path))
-        if known and not digest.hexdigest().startswith(known[1]):
-            found = digest.hexdigest()[: len(known[1])]
-            raise OSError(f'its hash is {found}, its name says {known[1]}; a local file is not checked')
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -1,5 +1,5 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
-"""What became of every weight of a checkpoint."""
+"""The report of loading: what happened to every weight of a checkpoint."""
 
 import re
 from dataclasses import dataclass, field
@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 
 @dataclass
 class LoadReport:
-    """What became of every weight.
+    """What happened to every weight.
 
     Attributes:
-        source: File, URL or timm name that the weights came from.
+        source: File, URL or timm name of the weights.
         plain: timm name of the plain ViT.
-        naming: Whose names the file has (``'timm'``, ``'clip'``, ``'transformers'``, ...).
-        prefix: What stands before the names of the encoder in the file.
-        loaded: Names of the backbone's parameters that took a tensor as it is.
+        naming: Naming of the file (``'timm'``, ``'clip'``, ``'transformers'``, ...).
+        prefix: Prefix of the encoder's names in the file.
+        loaded: Parameters of the backbone that were copied unchanged.
         resized: Name, shape in the source, shape in the backbone.
-        cast: Number of weights and type that came in another floating-point type than the backbone has.
-        zero: Names of parameters that the file leaves out because they are zero there.
-        new: Names of the backbone's parameters that the plain ViT, or the file, does not have.
-        dropped: Name in the source and the reason why the backbone has no place for it.
-        images: What images must be normalised with, mean and standard deviation on a scale of 0 to 255, and the
-            tags of timm's weights of this name that expect it; several where that depends on who trained.
+        cast: Number of weights and their type, for weights that are not float32.
+        zero: Parameters that the file omits because they are zero.
+        new: Newly initialised parameters, which the plain ViT or the file lacks.
+        dropped: Name in the source, and why it is not used.
+        images: Mean and standard deviation for normalising images, on a scale of 0 to 255, with the timm tags that
+            expect them. Several entries if tags differ.
     """
 
     source: str

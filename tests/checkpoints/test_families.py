@@ -607,10 +607,10 @@ def test_what_timm_converts(plain, as_published, naming, tmp_path):
     assert report.naming == naming
     assert report.resized == []
     # With patches of twice the side, whatever their names and form.
-    named, prefix, _ = find_encoder(weights, None, 'file.pth')
-    kernel = weights[prefix + named.patch]
+    encoder = find_encoder(weights, None, 'file.pth')
+    kernel = encoder.kernel
     wide = (*kernel.shape[:2], *(2 * side for side in kernel.shape[2:]))
-    weights[prefix + named.patch] = torch.zeros(
+    weights[encoder.prefix + encoder.naming.patch] = torch.zeros(
         wide if kernel.dim() == 4 else (len(kernel), 4 * kernel.shape[1])
     )
     torch.save(weights, tmp_path / 'wide.pth')

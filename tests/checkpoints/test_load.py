@@ -246,7 +246,7 @@ def test_timms_own_weights(monkeypatch):
         asked.extend(where)
         return vit.state_dict()
 
-    monkeypatch.setattr(mmhpvit.checkpoints.load, 'load_state_dict_from_hf', from_hub)
+    monkeypatch.setattr(mmhpvit.checkpoints.reader, 'load_state_dict_from_hf', from_hub)
     build = mmhpvit.checkpoints.load.build_plain_vit
 
     def with_hub_id(name, **options):
@@ -265,7 +265,7 @@ def test_timms_weights_that_cannot_be_fetched(monkeypatch):
     def offline(*where, weights_only):
         raise OSError('no network\nand a long explanation')
 
-    monkeypatch.setattr(mmhpvit.checkpoints.load, 'load_state_dict_from_hf', offline)
+    monkeypatch.setattr(mmhpvit.checkpoints.reader, 'load_state_dict_from_hf', offline)
     with pytest.raises(OSError, match=r"'vit_tiny_patch16_224'.*no network.*checkpoint=FILE") as error:
         load_plain_weights(HPViT('vit_tiny_patch16_224'))
     assert '\n' not in str(error.value)
