@@ -20,7 +20,7 @@ from .preflight.hook import PreflightHook
 
 allow_mmengine_checkpoints()
 
-__version__ = '0.6.0'
+__version__ = '0.7.0'
 __all__ = [
     'HPViT',
     'Inspection',

@@ -20,7 +20,7 @@ from .schedule import (
     warn_of_length,
     warn_of_warm_up,
 )
-from .weights import check_files, check_loaded, check_trained, warn_of_normalisation
+from .weights import check_files, check_groups, check_loaded, check_trained, warn_of_normalisation
 
 
 def check_training(cfg: Config) -> None:
@@ -91,6 +91,26 @@ class PreflightHook(Hook):
         path = runner.cfg.get('load_from') or f'the last checkpoint in {runner.work_dir}'
         check = check_loaded if _trains(runner) else check_trained
         check(runner.cfg, checkpoint, path)
+        ResumedGroupsHook().after_load_checkpoint(runner, checkpoint)
+
+
+class ResumedGroupsHook(Hook):
+    """Stop a resumed training whose checkpoint has other parameter groups.
+
+    The one check of :class:`PreflightHook` that needs the optimiser, so the tools of this project run it as a hook.
+    """
+
+    def after_load_checkpoint(self, runner: Runner | FlexibleRunner, checkpoint: dict) -> None:
+        """Compare the groups in the checkpoint with those of the optimiser.
+
+        Raises:
+            ConfigError: A parameter is in another group.
+        """
+        optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
+        if runner._resume and optimizer is not None:
+            check_groups(
+                optimizer.param_groups, checkpoint, runner.cfg.get('load_from') or 'the last checkpoint'
+            )
 
 
 def _trains(runner: Runner | FlexibleRunner) -> bool:

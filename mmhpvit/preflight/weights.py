@@ -101,6 +101,34 @@ def check_checkpoint(cfg: Config, path: str) -> None:
         check_trained(cfg, _read(path), path)
 
 
+def check_groups(groups: list[dict], checkpoint: dict, path: str) -> None:
+    """Check that a checkpoint to resume has the parameter groups of this training, where both name their parameters.
+
+    Args:
+        groups: Parameter groups of this training's optimiser.
+        checkpoint: What the file holds.
+        path: Its name, for the message.
+
+    Raises:
+        ConfigError: A parameter is in another group. torch would only say that sizes differ, or would give parameters
+            each other's state.
+    """
+    state = checkpoint.get('optimizer')
+    saved = state.get('param_groups') if isinstance(state, dict) else None
+    if not saved or not all('param_names' in group for group in (*saved, *groups)):
+        return
+    was, now = (
+        {name: i for i, group in enumerate(some) for name in group['param_names']} for some in (saved, groups)
+    )
+    moved = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+    if moved:
+        raise ConfigError(
+            f'{path} cannot be resumed: {len(moved)} parameters, such as {moved[0]}, are in other groups of the '
+            'optimizer; resume with the frozen_stages and paramwise_cfg of that training (and its version: poolings '
+            'have other rates since 0.7), or start from its weights with load_from and resume=False'
+        )
+
+
 def check_trained(cfg: Config, checkpoint: object, path: str) -> None:
     """Check that a checkpoint holds the whole model of a config; mmengine would leave random weights in the rest.
 

@@ -100,6 +100,26 @@ def test_faults_end_a_training_before_its_first_iteration(base, lines, message, 
 
 
 @pytest.mark.parametrize('options', [{}, dict(runner_type='FlexibleRunner')])
+def test_other_parameter_groups_end_a_resumed_training(options, build):
+    first = build(SEGMENTER, **options)
+    first.train()
+    resumed = {
+        'load_from': f'{first.work_dir}/iter_1.pth',
+        'resume': True,
+        'train_cfg.max_iters': 2,
+        **options,
+    }
+    for other in ({'model.backbone.frozen_stages': 1}, {'optim_wrapper.paramwise_cfg.decay_rate': 1.0}):
+        with pytest.raises(
+            ConfigError, match=r'iter_1\.pth cannot be resumed: \d+ parameters, such as backbone'
+        ):
+            build(SEGMENTER, **resumed, **other).train()
+    second = build(SEGMENTER, **resumed)
+    second.train()
+    assert second.iter == 2
+
+
+@pytest.mark.parametrize('options', [{}, dict(runner_type='FlexibleRunner')])
 def test_checkpoints_of_something_else_end_a_training(options, build, tmp_path):
     plain = str(tmp_path / 'plain.pth')
     torch.save(dict(state_dict={'cls_token': torch.zeros(1, 1, 64)}), plain)
