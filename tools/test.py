@@ -53,7 +53,9 @@ def augment(cfg: Config) -> None:
             )
     for _, dataset in inner_datasets(cfg.test_dataloader.dataset, 'test_dataloader.dataset'):
         dataset.pipeline = cfg.tta_pipeline
-    cfg.model = dict(cfg.tta_model, module=cfg.model)
+    # mmengine gives the wrapper the top-level preprocessor of mmseg's bases, which would replace the model's own.
+    own = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')
+    cfg.model = dict(cfg.tta_model, module=cfg.model, data_preprocessor=own)
 
 
 class DumpMaps(DumpResults):

@@ -109,6 +109,8 @@ class PlainViTBackbone(BaseModule):
         self.adapter.prepare(self.blocks, self.num_prefix_tokens)
         if not compile_blocks:
             return
+        if not hasattr(torch.compiler, 'is_compiling'):
+            raise ValueError(f'compile_blocks=True needs torch 2.3 or later, and this is {torch.__version__}')
         if not self.adapter.compiles:
             raise ValueError(
                 f'compile_blocks=True: the blocks of {self.plain} cannot be compiled for all sizes; leave it out'

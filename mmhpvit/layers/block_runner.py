@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from .block_adapters import BlockAdapter, Geometry, Sequences
 from .drop_path import draw_kept
 from .partition import partition, restore
+from .pos_embed import is_compiling
 
 # On two cores, ViT-Ti and -B at 512x512 predict in a seventh less time so than with all sequences at once; 1000 to
 # 8000 were tried.
@@ -98,7 +99,7 @@ def _parts(group: Tensor, recompute: bool) -> list[slice]:
     Few stay in the cache of a CPU, and take little memory to predict or to recompute. A GPU is kept busy by many; and
     a compiled or traced graph must serve all sizes, so nothing is computed from them.
     """
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    traced = is_compiling() or torch.jit.is_tracing()
     if traced or (group.device.type != 'cpu' and not recompute):
         return [slice(None)]
     b, n, length, _ = group.shape

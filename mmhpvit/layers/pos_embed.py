@@ -6,6 +6,9 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
+# From torch 2.3 on; mmcv has ready wheels for 2.1, where nothing here is compiled.
+is_compiling = getattr(torch.compiler, 'is_compiling', lambda: False)
+
 
 def interpolate_positions(
     embedding: Tensor, prefix: int, grid: tuple[int, int], size: tuple[int, int]
@@ -22,7 +25,7 @@ def interpolate_positions(
         (1, H, W, C) in the dtype of ``embedding``, without the entries for prefix tokens.
     """
     positions = embedding[:, prefix:].reshape(1, -1, embedding.shape[-1])
-    if torch.compiler.is_compiling():  # sizes stay open, so they must not be compared
+    if is_compiling():  # sizes stay open, so they must not be compared
         by_axis = embedding.requires_grad and torch.is_grad_enabled()
     else:
         by_axis = torch.are_deterministic_algorithms_enabled() and grid != size

@@ -4,6 +4,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import sys
@@ -18,6 +19,7 @@ import torch
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from pycocotools import mask as coco_mask
 from tool_runs import DETECTOR, ROOT, SEGMENTER, run, train
@@ -275,6 +277,23 @@ def test_segmentation(images, tmp_path, env):
     first, *others = json.loads((out / 'predictions.json').read_text())
     assert first == {'image': str(images / 'Broken.jpg'), 'error': 'OpenCV does not read it'}
     assert all('map' in found for found in others)
+
+
+def test_augmented_images_are_normalised_as_the_model_is(monkeypatch, shapes):
+    """mmseg's bases have ImageNet's mean a second time, at the top level of a config."""
+    monkeypatch.setenv('SHAPES', str(shapes))
+    augment = runpy.run_path(str(ROOT / 'tools/test.py'))['augment']
+    cfg = Config.fromfile(ROOT / SEGMENTER)
+    assert cfg.data_preprocessor.mean != [1, 2, 3]
+    cfg.model.data_preprocessor.update(mean=[1, 2, 3], std=[4, 5, 6])
+    augment(cfg)
+    init_default_scope('mmseg')
+    # What Runner.build_model does.
+    runner_given = dict(cfg.model)
+    runner_given.setdefault('data_preprocessor', cfg.data_preprocessor)
+    preprocessor = MODELS.build(runner_given).module.data_preprocessor
+    assert preprocessor.mean.flatten().tolist() == [1, 2, 3]
+    assert preprocessor.std.flatten().tolist() == [4, 5, 6]
 
 
 def test_bad_calls_are_one_line(images, tmp_path, env):
