@@ -50,6 +50,11 @@ def on_meta(cfg: Config) -> nn.Module | None:
     kind = own_backbone(options.pop('type', None))
     if kind is None:
         return None
+    if leftover := cfg.model.get('pretrained'):
+        raise ConfigError(
+            f'model.pretrained={leftover!r} is of the backbone before {kind.__name__}: set model.pretrained=None; '
+            "weights of a plain ViT go into model.backbone.init_cfg=dict(type='PlainViT', checkpoint=FILE)"
+        )
     try:
         with torch.device('meta'):
             return kind(**options)

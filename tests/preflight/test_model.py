@@ -214,6 +214,16 @@ def test_maps_of_the_vits_width_pass(model):
     check_backbone(config(model=dict(backbone=TI) | model))
 
 
+def test_weights_of_the_backbone_before_are_refused():
+    """mmseg's models have them beside the backbone, and hand them on to it."""
+    backbone = dict(type='HPViT', plain='tiny_patch16')
+    with pytest.raises(
+        ConfigError, match=r"model\.pretrained='open-mmlab://resnet50_v1c' .*set model\.pretrained=None"
+    ):
+        check_backbone(config(model=dict(pretrained='open-mmlab://resnet50_v1c', backbone=backbone)))
+    check_backbone(config(model=dict(pretrained=None, backbone=backbone)))
+
+
 def test_backbones_by_name_or_class():
     """A config in pure Python has the class."""
     assert own_backbone('TwoScaleViT') is own_backbone(TwoScaleViT) is TwoScaleViT
