@@ -26,7 +26,7 @@ class PlainViTBackbone(BaseModule):
     """What :class:`HPViT`, :class:`TwoScaleViT` and :class:`PlainViTPyramid` share: a timm ViT taken apart.
 
     Parameters keep timm's names (``patch_embed.proj``, ``pos_embed``, ``cls_token``, ``blocks.N``), so the weights of
-    the plain ViT fit. Subclasses add ``out_norms``, one norm per level, and what else they need.
+    the plain ViT fit. Subclasses add ``out_norms``, one norm for each map that is normalised, and what else they need.
 
     Args:
         vit: The plain ViT that :func:`build_plain_vit` built; its modules are taken over.
@@ -46,7 +46,7 @@ class PlainViTBackbone(BaseModule):
         ValueError: An option outside its values.
     """
 
-    # Children without a counterpart in the plain ViT, which train at the rate of the head.
+    # Children that train at the rate of the head.
     top_modules: tuple[str, ...] = ('out_norms',)
 
     def __init__(
@@ -194,7 +194,8 @@ class PlainViTBackbone(BaseModule):
 
         Returns:
             The depth, and the number of depths: 0 for the embedding (patches, positions, prefix tokens), N + 1 for
-            ``blocks.N``, and the last one for what the plain ViT does not have and for names without the prefix.
+            ``blocks.N``, and the last one for norms and pyramids of the levels and for names without the prefix. A
+            pooling of HPViT has the depth of the block before it.
 
         Raises:
             ValueError: A name with the prefix that is none of this backbone's parameters.

@@ -21,8 +21,8 @@ class TwoScaleViT(PlainViTBackbone):
     It costs twice the plain ViT's FLOPs. The same first blocks run twice, with the same weights: on the tokens at 1/16,
     from which all other blocks go on as in pre-training, and on tokens at finer strides in grids like those of
     :class:`HPViT`, each of which is the plain ViT on a shifted image. So unlike in HPViT the deep map is exactly the
-    plain ViT's (with patches of 16 pixels; other kernels are resized), and fine levels need no learned upsampling. This
-    backbone is ours, not a paper's; docs/study.md has what was measured.
+    plain ViT's (with patches of 16 pixels, or of 8 or 14 resized to 16), and fine levels need no learned upsampling.
+    This backbone is ours, not a paper's; docs/study.md has what was measured.
 
     The map at 1/32 is the deep map through 2x2 max pooling, as in :class:`PlainViTPyramid`. The map at 1/16 may be
     taken after fewer blocks, so that a head gets one more depth. Maps of different depths have a norm each. All have

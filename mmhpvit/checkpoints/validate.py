@@ -145,7 +145,7 @@ def _check_names(weights: Weights, target: Target) -> None:
         for name in expected
         if name in weights and weights[name].shape != expected[name].shape
     ]
-    problems = (('lacks', missing), ('has unknown', unexpected), ('has other shapes of', wrong))
+    problems = (('lacks', missing), ('has unexpected', unexpected), ('has other shapes of', wrong))
     found = [
         f'{problem} {len(names)} weights ({", ".join(abbreviate(names)[:8])})'
         for problem, names in problems

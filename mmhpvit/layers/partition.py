@@ -52,9 +52,15 @@ def named_layout(name: str, window: int, dilation: int) -> Layout:
     Raises:
         ValueError: An unknown name.
     """
-    if name not in LAYOUTS:
-        raise ValueError(f'attention={name!r}: expected one of {", ".join(LAYOUTS)}')
-    return Layout(window if 'window' in name else None, dilation if 'grid' in name else 1)
+    layouts = {
+        'global': Layout(),
+        'window': Layout(window),
+        'grid': Layout(None, dilation),
+        'window_grid': Layout(window, dilation),
+    }
+    if name not in layouts:
+        raise ValueError(f'attention={name!r}: expected one of {", ".join(layouts)}')
+    return layouts[name]
 
 
 @dataclass(frozen=True)

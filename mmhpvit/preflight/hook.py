@@ -55,7 +55,8 @@ class PreflightHook(Hook):
 
     Use it with the training and test tools of mmdet, mmseg and mmpretrain:
     ``custom_hooks = [dict(type='PreflightHook')]``. ``tools/train.py`` and ``tools/test.py`` of this project run the
-    same checks before they build anything, and do without the hook.
+    same checks before they build anything, and do without the hook. mmengine has built model and data before a hook
+    runs, so what cannot be built ends in its own error.
 
     Before a training it checks the config. When mmengine has read a checkpoint, it checks that the checkpoint belongs
     to the model: its backbone in a training, all of it in a test.

@@ -158,14 +158,14 @@ def check_trained(cfg: Config, checkpoint: object, path: str) -> None:
             f'{path} holds no detector, segmenter or classifier: no name begins with backbone.; weights of a plain ViT '
             'go into model.backbone.init_cfg.checkpoint'
         )
-    lists = dict(missing=missing, unknown=unknown) | {'of another shape': wrong}
+    lists = dict(missing=missing, unexpected=unknown) | {'of another shape': wrong}
     text = ', '.join(f'{len(keys)} weights {what} ({keys[0]}, ...)' for what, keys in lists.items() if keys)
     if missing or wrong or any(key.startswith('backbone.') for key in unknown):
         raise ConfigError(
-            f'{path} is not of this config, which has {text}; training writes its config beside its checkpoints'
+            f'{path} does not fit this config: {text}; training writes its config beside its checkpoints'
         )
     if unknown:
-        warn(f'{path} has more than this config, {text}; they are left out')
+        warn(f'{path} has more than this config: {text}; they are left out')
     _warn_of_other_options(cfg, path, (checkpoint.get('meta') or {}).get('cfg'))
 
 

@@ -469,7 +469,7 @@ def bad_files(folder):
         ),
         'unknown.pth': (
             lambda path: torch.save(weights | {'adapter.weight': torch.ones(2)}, path),
-            r'has unknown 1 weights \(adapter.weight\)',
+            r'has unexpected 1 weights \(adapter.weight\)',
         ),
         'shape.pth': (
             lambda path: torch.save(weights | {'blocks.1.mlp.fc1.bias': torch.ones(7)}, path),

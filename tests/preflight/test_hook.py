@@ -78,7 +78,9 @@ def test_good_config_trains_resumes_and_is_tested(build):
     other.train()
     assert 'was trained with model.backbone of grid_spacing=2 (here 1)' in log_of(other)
     light = build(SEGMENTER, "model = dict(backbone=dict(depths='light'))\n", load_from=checkpoint)
-    with pytest.raises(ConfigError, match=r'is not of this config, .* weights unknown \(backbone\.pools'):
+    with pytest.raises(
+        ConfigError, match=r'does not fit this config: .* weights unexpected \(backbone\.pools'
+    ):
         light.test()
 
 

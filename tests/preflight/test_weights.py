@@ -59,7 +59,7 @@ def test_checkpoints_of_stock_backbones_are_checked_too(tmp_path):
     for other, message in (
         ({key: value for key, value in state.items() if key != name}, '1 weights missing'),
         (state | {name: torch.zeros(3)}, '1 weights of another shape'),
-        (state | {'backbone.own': torch.zeros(3)}, '1 weights unknown'),
+        (state | {'backbone.own': torch.zeros(3)}, '1 weights unexpected'),
         ({'blocks.0.weight': torch.zeros(3)}, 'no name begins with backbone'),
     ):
         torch.save(dict(state_dict=other), tmp_path / 'other.pth')
@@ -89,7 +89,7 @@ def test_a_model_that_is_wrapped_or_has_less_takes_the_same_checkpoint(tmp_path,
     more = {f'auxiliary_head.{key}': value for key, value in state.items() if key.startswith('decode')}
     torch.save(dict(state_dict=state | more), path)
     check_checkpoint(tiny_segmenter(), path)
-    assert re.fullmatch(r'.* has more than .* weights unknown .*; they are left out', warned.pop())
+    assert re.fullmatch(r'.* has more than .* weights unexpected .*; they are left out', warned.pop())
 
 
 def test_checkpoints_to_start_from_are_looked_into_before_training(tmp_path):

@@ -385,7 +385,7 @@ def test_checkpoints_of_another_model_are_refused(tmp_path, env, real_weights):
     torch.save({'cls_token': torch.zeros(1, 1, 64)}, plain)
     image = sorted((Path(env['SHAPES']) / 'val').glob('*.png'))[0]
     for config, file, message in (
-        (other, checkpoint, '2 weights unknown (backbone.pools.2.weight, ...)'),
+        (other, checkpoint, '2 weights unexpected (backbone.pools.2.weight, ...)'),
         (SEGMENTER, plain, 'go into model.backbone.init_cfg.checkpoint'),
     ):
         for tool in (
