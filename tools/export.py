@@ -142,7 +142,7 @@ def build(args: argparse.Namespace) -> nn.Module:
     model = MODELS.build(cfg.model)
     if not args.backbone and 'Mask2Former' in type(model.decode_head).__name__:
         stop(f'{args.config}: Mask2Former gives queries, not logits; add --backbone for the backbone alone')
-    if not model.backbone.adapter.compiles:
+    if not model.backbone.block_adapter.compiles:
         stop(
             f'blocks of {model.backbone.plain} cut windows by the size of the image and cannot be exported for all'
         )

@@ -1,12 +1,14 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """A plain ViT taken apart: embed images, run blocks on token maps, freeze, tell the depth of a parameter."""
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from inspect import signature
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, cat, nn
 
@@ -105,19 +107,25 @@ class PlainViTBackbone(BaseModule):
     def _take_blocks(self, vit: nn.Module, num_blocks: int, compile_blocks: bool) -> None:
         """Take over the first blocks, and make them ready for attention sequences of any size."""
         self.blocks = nn.ModuleList(vit.blocks[:num_blocks])
-        self.adapter = adapter_of(vit)
-        self.adapter.prepare(self.blocks, self.num_prefix_tokens)
+        self.block_adapter = adapter_of(vit)
+        self.block_adapter.prepare(self.blocks, self.num_prefix_tokens)
         if not compile_blocks:
             return
         if not hasattr(torch.compiler, 'is_compiling'):
             raise ValueError(f'compile_blocks=True needs torch 2.3 or later, and this is {torch.__version__}')
-        if not self.adapter.compiles:
+        if not self.block_adapter.compiles:
             raise ValueError(
                 f'compile_blocks=True: the blocks of {self.plain} cannot be compiled for all sizes; leave it out'
             )
-        # Older torch has one limit for the process, which is the user's to set.
-        settable = 'recompile_limit' in signature(torch.compile).parameters
-        limit = dict(recompile_limit=_COMPILED_VARIANTS) if settable else {}
+        limit = dict(recompile_limit=_COMPILED_VARIANTS)
+        if 'recompile_limit' not in signature(torch.compile).parameters:
+            limit = {}
+            print_log(
+                f'compile_blocks=True: torch {torch.__version__} stops compiling after a few variants of a block; set '
+                f'torch._dynamo.config.cache_size_limit = {_COMPILED_VARIANTS} before training',
+                'current',
+                logging.WARNING,
+            )
         for block in self.blocks:
             block.compile(dynamic=True, **limit)
 
@@ -169,7 +177,7 @@ class PlainViTBackbone(BaseModule):
         shared = getattr(self, self.shared_names[0]) if self.shared_names else None
         blocks = {index: self.blocks[index] for index in range(stage.start, stage.stop)}
         recompute = self.with_cp and self.training
-        return run_blocks(blocks, self.adapter, geometry, shared, tokens, prefix, recompute)
+        return run_blocks(blocks, self.block_adapter, geometry, shared, tokens, prefix, recompute)
 
     def run_stage_to(
         self, stage: Stage, stops: Iterable[int], tokens: Tensor, prefix: Tensor | None

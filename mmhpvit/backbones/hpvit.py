@@ -100,7 +100,7 @@ class HPViT(PlainViTBackbone):
         )
         self.depths, self.first_stage, self.stages = depths, first, stages
         for stage, name in zip(stages, per_stage('attention', attention, str)[first:], strict=False):
-            reason = self.adapter.why_not(self.geometry(stage, (1, 1)))
+            reason = self.block_adapter.why_not(self.geometry(stage, (1, 1)))
             if reason and stage.stop > stage.start:
                 raise ValueError(
                     f'attention={name!r} at stride {stage.stride} does not fit the blocks of {plain}: {reason}; '

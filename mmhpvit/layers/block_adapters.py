@@ -92,9 +92,9 @@ class Sequences:
 class BlockAdapter:
     """Blocks that need no position input: the original ViT's.
 
-    An adapter has no state. Whatever a block must know is an argument of its call, so that blocks can be recomputed,
-    compiled and called from several threads by anybody. Arguments are positional, since mmengine's activation
-    checkpointing passes no others on.
+    An adapter has no state. Whatever a block must know is an argument of its call, so that anybody may recompute or
+    compile blocks, and predict in several threads. Arguments are positional, since mmengine's activation checkpointing
+    passes no others on.
 
     Attributes:
         positions: Kind of position embedding.
@@ -264,11 +264,11 @@ def _drop_whole_images(block: nn.Module) -> None:
 def _with_draws(block_class: type[nn.Module]) -> type[nn.Module]:
     """A block class whose call takes the draws of stochastic depth."""
 
-    def reduce(self) -> tuple:
-        # By the class that a module has under its name.
-        return _new_with_draws, (block_class,), self.__dict__
+    def reduce_ex(self, protocol) -> tuple:
+        # By the class that a module has under its name; the state is nn.Module's, without compiled code.
+        return _new_with_draws, (block_class,), *object.__reduce_ex__(self, 2)[2:]
 
-    return type(block_class.__name__, (ImageDropPathBlock, block_class), dict(__reduce__=reduce))
+    return type(block_class.__name__, (ImageDropPathBlock, block_class), dict(__reduce_ex__=reduce_ex))
 
 
 def _new_with_draws(block_class: type[nn.Module]) -> nn.Module:

@@ -89,8 +89,17 @@ def _run_block(
     kept: list[Tensor] | None,
 ) -> Tensor:
     """Run a block on sequences (B * n, P + L, C)."""
+    if _recomputed_by_others(block) and torch.is_grad_enabled() and not x.requires_grad:
+        # Reentrant checkpointing, as mmengine's is, finds parameters only behind an input that needs a gradient.
+        x = x.detach().requires_grad_()
     draws = () if kept is None else (kept,)
     return block(x, *draws, *adapter.block_args(block, index, sequences))
+
+
+def _recomputed_by_others(block: nn.Module) -> bool:
+    """Whether mmengine's or torch's activation checkpointing wraps a block, and it has parameters to train."""
+    wrapped = 'forward' in vars(block) or hasattr(block, '_checkpoint_wrapped_module')
+    return wrapped and any(param.requires_grad for param in block.parameters())
 
 
 def _parts(group: Tensor, recompute: bool) -> list[slice]:

@@ -53,5 +53,5 @@ def drop_paths(block: nn.Module) -> list[ImageDropPath]:
 
 def draw_kept(block: nn.Module, images: int, like: Tensor) -> list[Tensor] | None:
     """Draw which images keep the branches of a block; None outside of training or without stochastic depth."""
-    paths = drop_paths(block) if block.training else []
-    return [path.draw(images, like) for path in paths] or None
+    paths = drop_paths(block)  # whose mode counts, since wrappers of the block have one of their own
+    return [path.draw(images, like) for path in paths] if any(path.training for path in paths) else None

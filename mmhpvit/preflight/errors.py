@@ -15,7 +15,7 @@ class ConfigError(ValueError):
 
 
 def warn(message: str) -> None:
-    """Log a warning to the screen and, once there is a runner, to its log file; only the first process does."""
+    """Log a warning in the first process of a machine: to the screen and, once there is a runner, to its log file."""
     if first_on_machine():
         print_log(message, logger='current', level=logging.WARNING)
 

@@ -20,7 +20,14 @@ from .schedule import (
     warn_of_length,
     warn_of_warm_up,
 )
-from .weights import check_files, check_groups, check_loaded, check_trained, warn_of_normalisation
+from .weights import (
+    check_files,
+    check_groups,
+    check_loaded,
+    check_plain_weights,
+    check_trained,
+    warn_of_normalisation,
+)
 
 
 def check_training(cfg: Config) -> None:
@@ -37,6 +44,7 @@ def check_training(cfg: Config) -> None:
     check_save_best(cfg)
     check_data(cfg, 'train_dataloader', *(['val_dataloader'] if cfg.get('val_cfg') is not None else []))
     check_num_classes(cfg)
+    check_plain_weights(cfg)
 
 
 def warn_of_training(runner: Runner | FlexibleRunner) -> None:

@@ -50,7 +50,10 @@ def on_meta(cfg: Config) -> nn.Module | None:
     kind = own_backbone(options.pop('type', None))
     if kind is None:
         return None
-    if leftover := cfg.model.get('pretrained'):
+    # mmseg's segmenters hand it on to the backbone; elsewhere it is the model's own.
+    segmenter = _registered(MODELS, cfg.model.get('type'), cfg.get('default_scope'))
+    hands_on = any(base.__name__ == 'EncoderDecoder' for base in getattr(segmenter, '__mro__', ()))
+    if hands_on and (leftover := cfg.model.get('pretrained')):
         raise ConfigError(
             f'model.pretrained={leftover!r} is of the backbone before {kind.__name__}: set model.pretrained=None; '
             "weights of a plain ViT go into model.backbone.init_cfg=dict(type='PlainViT', checkpoint=FILE)"

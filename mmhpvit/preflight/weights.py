@@ -15,7 +15,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
 from ..backbones.timm_vit import build_plain_vit
-from ..checkpoints.load import expected_images
+from ..checkpoints.load import expected_images, plain_weights
 from .data import as_list, missing_paths
 from .errors import ConfigError, first_on_machine, warn
 from .model import on_meta, own_backbone
@@ -41,6 +41,27 @@ def check_files(cfg: Config) -> None:
             raise ConfigError(
                 f'checkpoint {path!r} does not exist ({key}, looked from {Path.cwd()}); give a file or URL, or None'
             )
+
+
+def check_plain_weights(cfg: Config) -> None:
+    """Check that a local file of plain ViT weights is of the backbone's ViT; once a machine.
+
+    Raises:
+        ConfigError: It is not, or cannot be read.
+    """
+    backbone = None if cfg.get('load_from') or not first_on_machine() else on_meta(cfg)
+    if backbone is None:
+        return
+    for one in as_list(cfg.model.backbone.get('init_cfg')):
+        path = one.get('checkpoint') if one.get('type') == 'PlainViT' else None
+        if not path or '://' in path or Path(path).is_dir():
+            continue
+        try:
+            plain_weights(
+                build_plain_vit(backbone.plain, device='meta'), backbone.plain, path, one.get('source')
+            )
+        except (OSError, ValueError) as error:
+            raise ConfigError(f'model.backbone.init_cfg: {error}') from error
 
 
 def check_start(cfg: Config) -> None:
@@ -124,8 +145,9 @@ def check_groups(groups: list[dict], checkpoint: dict, path: str) -> None:
     if moved:
         raise ConfigError(
             f'{path} cannot be resumed: {len(moved)} parameters, such as {moved[0]}, are in other groups of the '
-            'optimizer; resume with the frozen_stages and paramwise_cfg of that training (and its version: poolings '
-            'have other rates since 0.7), or start from its weights with load_from and resume=False'
+            'optimizer, or the groups in another order; resume with the frozen_stages and paramwise_cfg of that '
+            'training (and its version: poolings have other rates since 0.7), or start from its weights with load_from '
+            'and resume=False'
         )
 
 
@@ -232,7 +254,8 @@ def _all_options(backbone: dict) -> dict | None:
         return None
     known = inspect.signature(kind).parameters.values()
     options = {one.name: one.default for one in known} | backbone
-    options |= dict(type=kind.__name__, plain=backbone['plain'].partition('.')[0])  # a tag names weights
+    plain = options.get('plain')
+    options |= dict(type=kind.__name__, plain=plain and plain.partition('.')[0])  # a tag names weights
     listed = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
     return {name: value for name, value in listed.items() if name not in OF_TRAINING}
 
@@ -264,13 +287,13 @@ def _value(node: ast.expr) -> object:
 
 def warn_of_normalisation(cfg: Config) -> None:
     """Warn if images are normalised otherwise than for any weights that timm has of the plain ViT."""
-    backbone = cfg.model.get('backbone') or {}
     # mmengine prefers the model's own.
     given = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     own = [*(given.get('mean') or ()), *(given.get('std') or ())]
-    if own_backbone(backbone.get('type')) is None or len(own) != 6:
+    model = on_meta(cfg)
+    if model is None or len(own) != 6:
         return
-    plain = backbone.plain
+    plain = model.plain
     known = expected_images(build_plain_vit(plain, device='meta'), plain)
     fits = [max(abs(a - b) for a, b in zip(own, (*mean, *std), strict=True)) < 1 for mean, std in known]
     if known and not any(fits):

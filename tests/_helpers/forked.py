@@ -8,6 +8,7 @@ is among them, so registries and our own imports are as in a fresh process.
 import atexit
 import multiprocessing
 import os
+import random
 import runpy
 import subprocess
 import sys
@@ -15,6 +16,9 @@ import tempfile
 import warnings
 from functools import cache
 from pathlib import Path
+
+import numpy as np
+import torch
 
 LIBRARIES = [
     'torch',
@@ -62,6 +66,13 @@ def _script(argv: list[str], cwd: str, env: dict, outputs: list[str]) -> None:
     paths = [path for path in env.get('PYTHONPATH', '').split(os.pathsep) if path]
     sys.path[:] = [os.path.dirname(os.path.abspath(argv[0])), *paths, *installed]
     sys.argv[:] = argv
+    # As in a process that was not forked: chance of its own, threads as many as it is told, children by fork.
+    np.random.seed()
+    random.seed()
+    torch.seed()
+    torch.set_num_threads(int(env.get('OMP_NUM_THREADS', torch.get_num_threads())))
+    multiprocessing.set_start_method('fork', force=True)
+    multiprocessing.current_process().name = 'MainProcess'
     try:
         runpy.run_path(argv[0], run_name='__main__')
     finally:

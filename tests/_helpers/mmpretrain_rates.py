@@ -30,7 +30,7 @@ for backbone in ('HPViT', 'TwoScaleViT', 'PlainViTPyramid'):
     model = MODELS.build(
         dict(
             type='mmpretrain.ImageClassifier',
-            backbone=dict(type=backbone, plain=sys.argv[1], frozen_stages=0),
+            backbone=dict(type=backbone, plain=sys.argv[1]),
             head=head,
         )
     )

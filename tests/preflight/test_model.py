@@ -217,11 +217,16 @@ def test_maps_of_the_vits_width_pass(model):
 def test_weights_of_the_backbone_before_are_refused():
     """mmseg's models have them beside the backbone, and hand them on to it."""
     backbone = dict(type='HPViT', plain='tiny_patch16')
+    cfg = config(model=dict(type='EncoderDecoder', pretrained='open-mmlab://resnet50_v1c', backbone=backbone))
+    cfg.default_scope = 'mmseg'
     with pytest.raises(
-        ConfigError, match=r"model\.pretrained='open-mmlab://resnet50_v1c' .*set model\.pretrained=None"
+        ConfigError, match=r"pretrained='open-mmlab://resnet50_v1c' .*set model\.pretrained=None"
     ):
-        check_backbone(config(model=dict(pretrained='open-mmlab://resnet50_v1c', backbone=backbone)))
-    check_backbone(config(model=dict(pretrained=None, backbone=backbone)))
+        check_backbone(cfg)
+    cfg.model.pretrained = None
+    check_backbone(cfg)
+    # mmpretrain's classifiers load the whole model by that name.
+    check_backbone(config(model=dict(type='ImageClassifier', pretrained='classifier.pth', backbone=backbone)))
 
 
 def test_backbones_by_name_or_class():

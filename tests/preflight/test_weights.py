@@ -10,13 +10,43 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from small_configs import config
 
+from mmhpvit import HPViT
 from mmhpvit.preflight.errors import ConfigError
 from mmhpvit.preflight.weights import (
     check_checkpoint,
     check_files,
+    check_plain_weights,
     check_start,
     warn_of_normalisation,
 )
+
+
+def test_files_of_another_vit_are_refused_before_training(real_weights):
+    def backbone(plain: str, checkpoint: str) -> dict:
+        return dict(type='HPViT', plain=plain, init_cfg=dict(type='PlainViT', checkpoint=checkpoint))
+
+    for plain, checkpoint in (
+        ('vit_tiny_patch16_224', real_weights),
+        ('vit_small_patch16_224', 'https://nowhere/vit.pth'),
+    ):
+        check_plain_weights(config(model=dict(backbone=backbone(plain, checkpoint))))
+    model = dict(backbone=backbone('vit_small_patch16_224', real_weights))
+    # Weights that come from elsewhere, and backbones of others.
+    check_plain_weights(config(model=model, load_from='trained.pth'))
+    check_plain_weights(config(model=dict(backbone=model['backbone'] | dict(type='ResNet'))))
+    with pytest.raises(ConfigError, match=r'init_cfg: .* has width 192 \(the model has 384\)'):
+        check_plain_weights(config(model=model))
+
+
+def test_own_backbones_of_a_user_are_checked_by_what_they_build():
+    class Mine(HPViT):
+        def __init__(self, **kwargs) -> None:
+            super().__init__('vit_tiny_patch16_224', **kwargs)
+
+    mean, std = [127.5] * 3, [127.5] * 3
+    cfg = config(model=dict(backbone=dict(type=Mine), data_preprocessor=dict(mean=mean, std=std)))
+    warn_of_normalisation(cfg)
+    check_plain_weights(cfg)
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,11 @@ def test_compiled_blocks_compute_the_same(plain):
             for expected, got in zip(*results, strict=True):
                 torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     assert count_flops(compiled, (64, 96)) == count_flops(eager, (64, 96))
-    assert [type(m) for m in deepcopy(compiled).modules()] == [type(m) for m in eager.modules()]
+    copied = deepcopy(compiled)
+    assert [type(m) for m in copied.modules()] == [type(m) for m in eager.modules()]
+    # A copy, as a teacher's, runs its own weights.
+    copied.requires_grad_(False).blocks[0].norm1.weight.zero_()
+    assert not torch.equal(copied.eval()(x)[0], compiled.eval()(x)[0])
 
 
 def test_blocks_that_do_not_compile_are_refused():

@@ -57,6 +57,14 @@ def test_train_then_test_then_draw(config, tmp_path, env):
     assert not [key for one in found for key in one if key.startswith('gt_') or key == 'seg_logits']
 
 
+@pytest.mark.parametrize('tool', sorted(path.name for path in (ROOT / 'tools').glob('*.py')))
+def test_tools_start_in_a_process_of_their_own(tool, env):
+    """Other tests fork a process that has libraries imported, which would hide a missing import."""
+    command = [sys.executable, f'tools/{tool}', '--help']
+    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize('config', SHARED)
 def test_stock_tools_run_the_same_configs(config, tmp_path, env):
     run(sys.executable, STOCK[config] / 'train.py', config, '--work-dir', tmp_path, env=env)
@@ -494,6 +502,11 @@ def test_slurm_launcher_sets_what_the_training_reads(tmp_path, env):
         (
             ['train.py', SEGMENTER, '--cfg-options', 'load_from=/no where/a.pth'],
             "checkpoint '/no where/a.pth' does not exist",
+        ),
+        (
+            ['train.py', DETECTOR, '--cfg-options', 'model.backbone.init_cfg.type=PlainViT']
+            + ['model.backbone.init_cfg.checkpoint=setup.py'],
+            r'model\.backbone\.init_cfg: .*setup\.py',
         ),
         (
             ['train.py', SEGMENTER, '--cfg-options', 'model.decode_head.num_classes=150'],
