@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.hpvit import HPViT
+from ..backbones.timm_names import timm_name
 from ..backbones.timm_vit import PREFIX_TOKENS, build_plain_vit
 from .convert import convert
 from .download import local_file
@@ -126,7 +127,7 @@ def inspect_checkpoint(
     encoder = find_encoder(raw, source, checkpoint)
     found = _describe(encoder, checkpoint)
     if plain is not None:
-        found.fits = [plain]
+        found.fits = [timm_name(plain)]
     else:
         found.fits, found.misfit = fitting_names(raw, encoder, found, progress)
         found.fits = _as_configured(found.fits, local_file(checkpoint).with_name('config.json'))
