@@ -1,7 +1,6 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """Whether the checkpoints of a config exist and belong to its model."""
 
-import ast
 import copy
 import inspect
 import pickle
@@ -17,6 +16,7 @@ from torch import Tensor
 from ..backbones.timm_names import timm_name
 from ..backbones.timm_vit import build_plain_vit
 from ..checkpoints.load import expected_images
+from ..checkpoints.trained import backbone_in
 from .data import as_list, missing_paths, type_name
 from .errors import ConfigError, first_on_machine, warn
 from .model import on_meta, own_backbone
@@ -274,7 +274,7 @@ def _warn_of_other_options(cfg: Config, path: str, trained: str | None) -> None:
     if now is None or not trained:
         return
     try:
-        before = _all_options(_backbone_in(trained))
+        before = _all_options(backbone_in(trained))
     except (SyntaxError, ValueError):
         warn(
             f'the model.backbone that {path} was trained with is not known: its config there is no plain data'
@@ -303,31 +303,6 @@ def _all_options(backbone: dict) -> dict | None:
     )  # a tag names weights
     listed = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
     return {name: value for name, value in listed.items() if name not in OF_TRAINING}
-
-
-def _backbone_in(text: str) -> dict:
-    """``model.backbone`` of a config in mmengine's notation; empty if it has none.
-
-    Raises:
-        SyntaxError: Not Python.
-        ValueError: More than numbers, strings and containers of them.
-    """
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == 'model':
-            parts = getattr(node.value, 'keywords', ())
-            return next((_value(part.value) for part in parts if part.arg == 'backbone'), {})
-    return {}
-
-
-def _value(node: ast.expr) -> object:
-    if isinstance(node, ast.Call) and ast.unparse(node.func) == 'dict' and not node.args:
-        parts = [{k.arg: _value(k.value)} if k.arg else _value(k.value) for k in node.keywords]
-        return {key: value for part in parts for key, value in part.items()}
-    if isinstance(node, ast.Dict):
-        return {_value(k): _value(v) for k, v in zip(node.keys, node.values, strict=True)}
-    if isinstance(node, ast.List | ast.Tuple):
-        return [_value(one) for one in node.elts]
-    return ast.literal_eval(node)
 
 
 def warn_of_normalisation(cfg: Config) -> None:
