@@ -40,7 +40,9 @@ def main() -> None:
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with open(part, 'wb') as file:  # unlike safetensors' own writing, for all whom the umask lets read
-            file.write(save({k: v.float().contiguous() for k, v in weights.items()}, dict(plain=args.plain)))
+            file.write(
+                save({k: v.float().contiguous() for k, v in weights.items()}, dict(plain=report.plain))
+            )
         part.replace(args.out)
     except OSError as error:
         sys.exit(f'error: {args.out} cannot be written ({error}); give another place')

@@ -17,6 +17,7 @@ from ..layers.block_runner import run_blocks
 from ..layers.patch_embed import PATCH_KERNELS, PatchEmbedding, power_of_two_patch
 from ..layers.pos_embed import interpolate_positions
 from .stages import STRIDES, Stage, check_levels, expect, is_number
+from .timm_names import timm_name
 from .timm_vit import PREFIX_TOKENS, SHARED_POSITIONS
 
 # Blocks share their code, and so torch's limit of its compiled variants: in training or not, one image or more, with
@@ -32,13 +33,14 @@ class PlainViTBackbone(BaseModule):
 
     Args:
         vit: The plain ViT that :func:`build_plain_vit` built; its modules are taken over.
-        plain: Its timm name.
+        plain: Its timm name, as :func:`build_plain_vit` takes it.
         stride: Stride of the patch embedding in pixels.
         num_blocks: How many of its blocks to keep.
         patch_kernel: ``'keep'`` the pre-trained kernel or ``'resample'`` it to the stride.
         keep_prefix, out_indices, frozen_stages, with_cp, compile_blocks, init_cfg: As for :class:`HPViT`.
 
     Attributes:
+        plain: timm name of the plain ViT.
         depth: Blocks of the plain ViT.
         embed_dims: Its width C.
         patch: Side of its patches in pixels, as a power of two.
@@ -82,7 +84,7 @@ class PlainViTBackbone(BaseModule):
             fits, 'init_cfg', init_cfg, "dict(type='PlainViT', checkpoint=FILE), or None for random weights"
         )
         self.out_indices = check_levels('out_indices', out_indices)
-        self.plain, self.depth, self.embed_dims = plain, len(vit.blocks), vit.embed_dim
+        self.plain, self.depth, self.embed_dims = timm_name(plain), len(vit.blocks), vit.embed_dim
         self.frozen_stages, self.with_cp = frozen_stages, with_cp
         self._take_embedding(vit, stride, patch_kernel, keep_prefix)
         self._take_blocks(vit, num_blocks, compile_blocks)

@@ -15,6 +15,7 @@ from torch import nn
 from ..layers.block_adapters import adapter_of
 from ..layers.rope import ROTARY
 from .stages import expect
+from .timm_names import timm_name, timm_name_of
 
 # In the order in which timm's ViTs put them before the tokens.
 PREFIX_TOKENS = ('cls_token', 'dist_token', 'reg_token')
@@ -44,7 +45,7 @@ def build_plain_vit(name: str, drop_path_rate: float = 0.0, device: str | None =
 
     Args:
         name: A timm model name, with or without a pre-training tag, such as
-            ``'vit_base_patch16_224.mae'``.
+            ``'vit_base_patch16_224.mae'``; Hugging Face's ``timm/`` may stand before it.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 at the first.
         device: Where to build; None is the default device, ``'meta'`` builds the shapes alone.
 
@@ -56,9 +57,11 @@ def build_plain_vit(name: str, drop_path_rate: float = 0.0, device: str | None =
     number = isinstance(drop_path_rate, int | float) and not isinstance(drop_path_rate, bool)
     fits = number and 0 <= drop_path_rate < 1
     expect(fits, 'drop_path_rate', drop_path_rate, 'a probability, at least 0 and below 1')
+    given, name = name, timm_name(name)
     base, _, tag = name.partition('.')
     if not timm.is_model(base):
-        raise ValueError(f'plain={name!r}: timm {timm.__version__} has no such model{_suggest(base)}')
+        _refuse_other_name(given)
+        raise ValueError(f'plain={given!r}: timm {timm.__version__} has no such model{_suggest(base)}')
     tags = {config.tag for config in timm.models.get_arch_pretrained_cfgs(base).values()}
     if tag and tag not in tags:
         raise ValueError(f'plain={name!r}: timm knows no weights {tag!r} of {base}; it has {_listing(tags)}')
@@ -106,6 +109,20 @@ def _why_not_plain(vit: nn.Module) -> str | None:
     if rope is not None and not isinstance(rope, ROTARY):
         return f'its rotary embedding is a {type(rope).__name__}, unknown between patches'
     return None
+
+
+def _refuse_other_name(name: str) -> None:
+    """Refuse the name that another library has for a model, with timm's name of it."""
+    known = timm_name_of(name)
+    if known is None:
+        return
+    model, tag = known
+    if tag:
+        raise ValueError(f"plain={name!r} is timm's {model}.{tag}: give plain='{model}.{tag}'")
+    raise ValueError(
+        f"plain={name!r} is timm's {model}, and timm does not have these weights: give plain={model!r} and "
+        "init_cfg=dict(type='PlainViT', checkpoint=FILE)"
+    )
 
 
 def _suggest(base: str) -> str:

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.hpvit import HPViT
+from ..backbones.timm_names import timm_name
 from ..backbones.timm_vit import PREFIX_TOKENS, build_plain_vit
 from .convert import convert
 from .download import local_file
 from .key_mapping import Encoder, find_encoder, to_timm_names
 from .load import load_plain_weights
-from .reader import read_checkpoint
+from .reader import read_checkpoint, read_meta
 from .report import LoadReport
-from .validate import Target, check_values, patch_side
+from .trained import trained_as
+from .validate import Target, check_values, patch_side, refuse_trained
 
 # The files of timm that hold the ViTs that can be used.
 PLAIN_FILES = (
@@ -47,6 +49,7 @@ class Inspection:
         width, depth, patch: Channels, blocks, side of a patch in pixels.
         positions: Number of entries of its absolute position embedding, prefix tokens included; None without one.
         tokens: Names and numbers of its prefix tokens.
+        trained: Backbone, iteration and classes, where a training of mmengine wrote it.
         fits: timm names of the ViTs that it fits; first those that its names suggest and that have its image size.
         traits: What the weights of each do not show: heads, activation, rotary positions, epsilon.
         misfit: If it fits none, why not the nearest.
@@ -61,6 +64,7 @@ class Inspection:
     patch: int
     positions: int | None
     tokens: dict[str, int]
+    trained: str | None = None
     fits: list[str] = field(default_factory=list)
     traits: dict[str, str] = field(default_factory=dict)
     misfit: str | None = None
@@ -74,13 +78,14 @@ class Inspection:
         grid = f' ({int(square**0.5)} x {int(square**0.5)})' if square else ''
         rows = {
             'names': f'{self.naming}, under {self.prefix}' if self.prefix else self.naming,
+            'trained': self.trained,
             'width': self.width,
             'depth': self.depth,
             'patch': self.patch,
             'positions': f'{self.positions}{grid}' if self.positions else 'no absolute embedding',
             'prefix': tokens,
         }
-        lines = [f'  {name:<10} {value}' for name, value in rows.items()]
+        lines = [f'  {name:<10} {value}' for name, value in rows.items() if value is not None]
         kinds = {}
         for name in self.fits:
             kinds.setdefault(self.traits.get(name, ''), []).append(name)
@@ -125,8 +130,15 @@ def inspect_checkpoint(
     raw = read_checkpoint(checkpoint)
     encoder = find_encoder(raw, source, checkpoint)
     found = _describe(encoder, checkpoint)
+    found.trained = trained_as(read_meta(checkpoint))
+    if plain is None:
+        try:
+            refuse_trained(encoder.weights, checkpoint)
+        except ValueError as error:  # none can fit
+            found.misfit = str(error)
+            return found
     if plain is not None:
-        found.fits = [plain]
+        found.fits = [timm_name(plain)]
     else:
         found.fits, found.misfit = fitting_names(raw, encoder, found, progress)
         found.fits = _as_configured(found.fits, local_file(checkpoint).with_name('config.json'))

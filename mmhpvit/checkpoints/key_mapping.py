@@ -193,6 +193,10 @@ def why_not_of_the_body(name: str) -> str | None:
     return next((why for pattern, why in _NOT_OF_THE_BODY if re.match(pattern, name)), None)
 
 
+# What PEFT adds to the weights of a model: LoRA and its kin beside the layers that they change, which it renames.
+_ADAPTER = re.compile(r'(^|\.)(base_layer|modules_to_save|(lora|vera|hada|lokr|ia3|oft|boft)_\w+)(\.|$)')
+
+
 def find_encoder(raw: dict[str, Tensor], source: str | None, location: str) -> Encoder:
     """Find the image encoder in a file by the names of its weights.
 
@@ -203,7 +207,8 @@ def find_encoder(raw: dict[str, Tensor], source: str | None, location: str) -> E
         location: The file, for errors.
 
     Raises:
-        ValueError: No known naming matches, or several encoders match and nothing decides between them.
+        ValueError: No known naming matches, or several encoders match and nothing decides between them; or the encoder
+            has adapters of PEFT.
     """
     names = list(raw)
     found = [
@@ -225,6 +230,7 @@ def find_encoder(raw: dict[str, Tensor], source: str | None, location: str) -> E
             )
         found = meant
     if not found:
+        _refuse_adapters(names, location)
         raise ValueError(
             f'checkpoint {location!r} is not a plain ViT that can be told by its names; its first are '
             f'{names[:5]}; give the file of a ViT, or rename its weights as timm has them'
@@ -244,6 +250,7 @@ def find_encoder(raw: dict[str, Tensor], source: str | None, location: str) -> E
     naming, prefix = found[0]
     within = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
     own = [name for name in names if name.startswith(prefix) and not (within and name.startswith(within))]
+    _refuse_adapters(own, location)
     outside = raw.keys() - set(own)
     return Encoder(
         naming,
@@ -251,6 +258,16 @@ def find_encoder(raw: dict[str, Tensor], source: str | None, location: str) -> E
         {name.removeprefix(prefix): raw[name] for name in own},
         tuple((name, 'not of the encoder') for name in names if name in outside),
     )
+
+
+def _refuse_adapters(names: list[str], location: str) -> None:
+    """Refuse the weights of PEFT's adapters, which change the model and are not part of a plain ViT."""
+    adapters = [name for name in names if _ADAPTER.search(name)]
+    if adapters:
+        raise ValueError(
+            f'checkpoint {location!r} has {len(adapters)} weights of adapters of PEFT, such as {adapters[0]}; give the '
+            'merged model, PeftModel.from_pretrained(MODEL, FOLDER).merge_and_unload().save_pretrained(OUT)'
+        )
 
 
 def _has_blocks(naming: Naming, prefix: str, names: list[str]) -> bool:

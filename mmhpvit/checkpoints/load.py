@@ -15,6 +15,7 @@ from mmengine.registry import WEIGHT_INITIALIZERS
 from timm.models import get_arch_pretrained_cfgs
 from torch import Tensor, nn
 
+from ..backbones.timm_names import timm_name
 from ..backbones.timm_vit import PREFIX_TOKENS, build_plain_vit
 from ..layers.patch_embed import resize_kernel
 from .convert import convert
@@ -87,6 +88,7 @@ def plain_weights(
             "checkpoint='' is empty (a variable that is not set?); give the path or address of a file, or leave it out "
             'for the weights that timm has'
         )
+    name = timm_name(name)
     target = Target(plain, name, checkpoint or f"timm's weights of {name}")
     raw, in_file = _read(checkpoint, plain, name)
     encoder = find_encoder(raw, source, target.source)

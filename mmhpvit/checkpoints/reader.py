@@ -49,6 +49,17 @@ def read_checkpoint(location: str) -> dict[str, Tensor]:
         raise
 
 
+def read_meta(location: str) -> dict:
+    """What mmengine wrote beside the weights of a file that :func:`read_checkpoint` reads; empty for other files."""
+    path = local_file(location)
+    if not zipfile.is_zipfile(path):
+        return {}
+    with _namespaces_allowed():
+        content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    meta = content.get('meta') if isinstance(content, dict) else None
+    return meta if isinstance(meta, dict) else {}
+
+
 def read_timm_weights(plain: nn.Module, name: str) -> dict[str, Tensor]:
     """Download the weights that timm has for a model, from Hugging Face or from a URL.
 

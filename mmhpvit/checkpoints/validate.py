@@ -127,13 +127,18 @@ def _check_geometry(weights: Weights, target: Target, encoder: Encoder) -> None:
         )
 
 
-def _check_names(weights: Weights, target: Target) -> None:
-    """Refuse weights that are missing, unknown or of another shape; the norms of the levels may start anew."""
+def refuse_trained(weights: Weights, source: str) -> None:
+    """Refuse the weights of a backbone of this package, which a training wrote."""
     if any(_OURS.match(name) for name in weights):
         raise ValueError(
-            f'checkpoint {target.source!r} is of a backbone of this package, not of a plain ViT; load it by '
+            f'checkpoint {source!r} is of a backbone of this package, not of a plain ViT; load it by '
             "init_cfg=dict(type='Pretrained', checkpoint=FILE, prefix='backbone.'), or by load_from"
         )
+
+
+def _check_names(weights: Weights, target: Target) -> None:
+    """Refuse weights that are missing, unknown or of another shape; the norms of the levels may start anew."""
+    refuse_trained(weights, target.source)
     expected = target.expected
     missing = [name for name in expected if name not in weights]
     if not any(name.startswith('norm.') for name in weights):

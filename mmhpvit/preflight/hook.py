@@ -25,13 +25,15 @@ from .weights import (
     check_groups,
     check_loaded,
     check_plain_weights,
+    check_pretrained,
     check_trained,
     warn_of_normalisation,
+    warn_of_random_weights,
 )
 
 
 def check_training(cfg: Config) -> None:
-    """Check the config of a training, without reading the checkpoint that it starts from.
+    """Check the config of a training, without reading ``load_from``.
 
     Raises:
         ConfigError: The first fault found.
@@ -40,6 +42,7 @@ def check_training(cfg: Config) -> None:
     check_backbone(cfg)
     check_operators(cfg.model)
     check_files(cfg)
+    check_pretrained(cfg)
     check_last_rates(cfg)
     check_save_best(cfg)
     check_data(cfg, 'train_dataloader', *(['val_dataloader'] if cfg.get('val_cfg') is not None else []))
@@ -50,6 +53,7 @@ def check_training(cfg: Config) -> None:
 def warn_of_training(runner: Runner | FlexibleRunner) -> None:
     """Warn of what may be meant, but makes most trainings worse; to the log of a runner, which has its loop."""
     cfg, iterations = runner.cfg, runner.train_loop.max_iters
+    warn_of_random_weights(cfg)
     warn_of_normalisation(cfg)
     warn_of_last_rates(cfg)
     warn_of_warm_up(cfg, iterations)

@@ -1,7 +1,6 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """Whether the checkpoints of a config exist and belong to its model."""
 
-import ast
 import copy
 import inspect
 import pickle
@@ -14,14 +13,19 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
+from ..backbones.timm_names import timm_name
 from ..backbones.timm_vit import build_plain_vit
 from ..checkpoints.load import expected_images, plain_weights
-from .data import as_list, missing_paths
+from ..checkpoints.trained import backbone_in
+from .data import as_list, missing_paths, type_name
 from .errors import ConfigError, first_on_machine, warn
 from .model import on_meta, own_backbone
 
 # Options of a backbone that change how it is trained, not what it computes.
 OF_TRAINING = ('init_cfg', 'frozen_stages', 'drop_path_rate', 'with_cp', 'compile_blocks')
+
+# mmengine's initialisers that load nothing.
+RANDOM = ('Constant', 'Xavier', 'Normal', 'TruncNormal', 'Uniform', 'Kaiming', 'Caffe2Xavier')
 
 
 def check_files(cfg: Config) -> None:
@@ -32,7 +36,7 @@ def check_files(cfg: Config) -> None:
     """
     named = [('load_from', cfg.get('load_from'))]
     for one in as_list((cfg.model.get('backbone') or {}).get('init_cfg')):
-        if isinstance(one, dict) and one.get('type') == 'PlainViT':
+        if isinstance(one, dict) and (one.get('type') == 'PlainViT' or _is_pretrained(cfg, one)):
             named.append(('model.backbone.init_cfg.checkpoint', one.get('checkpoint')))
     for key, path in named:
         if path == '':
@@ -53,7 +57,7 @@ def check_plain_weights(cfg: Config) -> None:
     if backbone is None:
         return
     for one in as_list(cfg.model.backbone.get('init_cfg')):
-        path = one.get('checkpoint') if one.get('type') == 'PlainViT' else None
+        path = one.get('checkpoint') if isinstance(one, dict) and _initialiser(one) == 'PlainViT' else None
         if not path or '://' in path or Path(path).is_dir():
             continue
         try:
@@ -62,6 +66,68 @@ def check_plain_weights(cfg: Config) -> None:
             )
         except (OSError, ValueError) as error:
             raise ConfigError(f'model.backbone.init_cfg: {error}') from error
+
+
+def check_pretrained(cfg: Config) -> None:
+    """Check local files of ``model.backbone.init_cfg=dict(type='Pretrained')``, once per machine.
+
+    mmengine would only log what does not fit, and leave it random.
+
+    Raises:
+        ConfigError: A file of a plain ViT, without such a backbone or without ``prefix``, or one that cannot be read.
+    """
+    for one in as_list((cfg.model.get('backbone') or {}).get('init_cfg')):
+        path = one.get('checkpoint') if isinstance(one, dict) and _is_pretrained(cfg, one) else None
+        if path and '://' not in path and _reads_as_data() and first_on_machine():
+            _check_pretrained(cfg, path, one.get('prefix'))
+
+
+def _check_pretrained(cfg: Config, path: str, prefix: str | None) -> None:
+    hint = f"weights of a plain ViT take init_cfg=dict(type='PlainViT', checkpoint={path!r})"
+    found = {}
+    if not Path(path).is_dir() and Path(path).suffix not in ('.safetensors', '.npz'):
+        try:
+            found = _weights_in(_read(path), path)
+        except ConfigError as error:
+            raise ConfigError(f'{error}; {hint}') from error
+    start = f'{prefix.removesuffix(".")}.' if prefix else ''
+    part = {name.removeprefix(start): value for name, value in found.items() if name.startswith(start)}
+    own = on_meta(cfg).state_dict()
+    fits = any(name in part and part[name].shape == own[name].shape for name in own)
+    # Every backbone of this package has them, and no plain ViT. With other options a part of the weights may fit.
+    if fits and any(name.startswith('out_norms.') for name in part):
+        return
+    kind = own_backbone(cfg.model.backbone.type).__name__
+    if not prefix and any(f'backbone.{name}' in found for name in own):
+        raise ConfigError(
+            f'model.backbone.init_cfg loads nothing of {path}, which has its {kind} under another name: add '
+            "prefix='backbone.'"
+        )
+    where = f' under {start}' if start else ''
+    raise ConfigError(f"model.backbone.init_cfg: type='Pretrained' finds no {kind} in {path}{where}; {hint}")
+
+
+def _is_pretrained(cfg: Config, init_cfg: dict) -> bool:
+    """Whether mmengine would load a file into a backbone of this package."""
+    return _initialiser(init_cfg) == 'Pretrained' and own_backbone(cfg.model.backbone.get('type')) is not None
+
+
+def _initialiser(init_cfg: dict) -> str:
+    """The name of an initialiser; configs in pure Python have its class."""
+    return type_name(init_cfg).removesuffix('Init')
+
+
+def warn_of_random_weights(cfg: Config) -> None:
+    """Warn if a backbone of this package starts from random weights."""
+    backbone = cfg.model.get('backbone') or {}
+    if own_backbone(backbone.get('type')) is None or cfg.get('load_from') or cfg.get('resume'):
+        return
+    given = [*as_list(backbone.get('init_cfg')), *as_list(cfg.model.get('init_cfg'))]
+    if all(_initialiser(one) in RANDOM for one in given):
+        warn(
+            f'{backbone.get("plain", "model.backbone")} starts from random weights: neither model.backbone.init_cfg nor load_from names any; '
+            "set model.backbone.init_cfg=dict(type='PlainViT', checkpoint=FILE)"
+        )
 
 
 def check_start(cfg: Config) -> None:
@@ -230,7 +296,7 @@ def _warn_of_other_options(cfg: Config, path: str, trained: str | None) -> None:
     if now is None or not trained:
         return
     try:
-        before = _all_options(_backbone_in(trained))
+        before = _all_options(backbone_in(trained))
     except (SyntaxError, ValueError):
         warn(
             f'the model.backbone that {path} was trained with is not known: its config there is no plain data'
@@ -255,34 +321,10 @@ def _all_options(backbone: dict) -> dict | None:
     known = inspect.signature(kind).parameters.values()
     options = {one.name: one.default for one in known} | backbone
     plain = options.get('plain')
-    options |= dict(type=kind.__name__, plain=plain and plain.partition('.')[0])  # a tag names weights
+    plain = plain and timm_name(plain).partition('.')[0]  # a tag names weights
+    options |= dict(type=kind.__name__, plain=plain)
     listed = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
     return {name: value for name, value in listed.items() if name not in OF_TRAINING}
-
-
-def _backbone_in(text: str) -> dict:
-    """``model.backbone`` of a config in mmengine's notation; empty if it has none.
-
-    Raises:
-        SyntaxError: Not Python.
-        ValueError: More than numbers, strings and containers of them.
-    """
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == 'model':
-            parts = getattr(node.value, 'keywords', ())
-            return next((_value(part.value) for part in parts if part.arg == 'backbone'), {})
-    return {}
-
-
-def _value(node: ast.expr) -> object:
-    if isinstance(node, ast.Call) and ast.unparse(node.func) == 'dict' and not node.args:
-        parts = [{k.arg: _value(k.value)} if k.arg else _value(k.value) for k in node.keywords]
-        return {key: value for part in parts for key, value in part.items()}
-    if isinstance(node, ast.Dict):
-        return {_value(k): _value(v) for k, v in zip(node.keys, node.values, strict=True)}
-    if isinstance(node, ast.List | ast.Tuple):
-        return [_value(one) for one in node.elts]
-    return ast.literal_eval(node)
 
 
 def warn_of_normalisation(cfg: Config) -> None:

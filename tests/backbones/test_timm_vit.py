@@ -1,6 +1,8 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 import pytest
+import torch
 
+from mmhpvit import HPViT
 from mmhpvit.backbones.timm_vit import build_plain_vit
 
 # One of each family, with its depth to see that it is the right one.
@@ -55,3 +57,13 @@ def test_unknown_names_get_the_closest():
         build_plain_vit('vit_baze_patch16_224')
     with pytest.raises(ValueError, match=r"no weights 'mea'.*mae"):
         build_plain_vit('vit_base_patch16_224.mea')
+
+
+@pytest.mark.parametrize('prefix', ['timm/', 'hf-hub:timm/', 'hf_hub:timm/'])
+def test_names_of_timm_on_hugging_face_are_taken(prefix):
+    vit = build_plain_vit(f'{prefix}vit_base_patch16_224.mae', device='meta')
+    assert vit.pretrained_cfg['tag'] == 'mae'
+    with torch.device('meta'):
+        assert HPViT(f'{prefix}vit_tiny_patch16_224').plain == 'vit_tiny_patch16_224'
+    with pytest.raises(ValueError, match=r"plain='.*timm/vit_baze_patch16_224'.*vit_base_patch16_224"):
+        build_plain_vit(f'{prefix}vit_baze_patch16_224')

@@ -1,5 +1,6 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from mmhpvit import HPViT, load_plain_weights
 from mmhpvit.checkpoints.inspection import inspect_checkpoint
+from mmhpvit.checkpoints.trained import trained_as
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -122,3 +124,34 @@ def test_grids_that_are_not_square(plain, tmp_path):
     report = load_plain_weights(backbone, tmp_path / 'vit.safetensors')
     assert report.resized == []
     assert torch.equal(backbone.pos_embed, weights['pos_embed'])
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'trained'),
+    [
+        ("model = dict(backbone=dict(type='HPViT', plain='tiny_patch16'))", 'HPViT of tiny_patch16'),
+        ("model = dict(backbone=dict(type='mmhpvit.HPViT'))", 'HPViT'),
+        ('model = own()', 'unknown backbone'),
+        ('model = (', 'unknown backbone'),
+    ],
+)
+def test_checkpoints_of_a_training_say_what_they_are(cfg, trained, tmp_path):
+    state = {f'backbone.{name}': value for name, value in HPViT('tiny_patch16').state_dict().items()}
+    meta = dict(cfg=cfg, iter=3, dataset_meta=dict(classes=('cat', 'dog')))
+    torch.save(dict(state_dict=state, meta=meta), tmp_path / 'own.pth')
+    found = inspect_checkpoint(tmp_path / 'own.pth')
+    assert f'  trained    {trained}, iteration 3, 2 classes (cat, dog)\n' in str(found)
+    assert re.search(
+        r"fits +no plain ViT of timm; .* of a backbone of this package.*type='Pretrained'", str(found)
+    )
+    assert found.report is None
+
+
+def test_only_what_a_training_wrote_is_called_trained(tmp_path):
+    weights = timm.create_model('tiny_patch16').state_dict()
+    for meta in (dict(iter='3'), dict(cfg='', iter=None), [], None):
+        torch.save(dict(state_dict=weights, meta=meta), tmp_path / 'vit.pth')
+        assert 'trained' not in str(inspect_checkpoint(tmp_path / 'vit.pth', 'tiny_patch16'))
+    names = [f'c{i}' for i in range(9)]
+    assert trained_as(dict(cfg='', iter=1, dataset_meta=dict(classes=names))).endswith('c7, ...)')
+    assert trained_as(dict(cfg='', iter=1, dataset_meta=[])) == 'unknown backbone, iteration 1'

@@ -728,3 +728,42 @@ def test_backbones_without_memory_take_no_weights(tmp_path):
         backbone = HPViT(TINY)
     with pytest.raises(ValueError, match='this one is on meta'):
         load_plain_weights(backbone, tmp_path / 'vit.pth')
+
+
+def as_adapter(weights):
+    """What PEFT's save_pretrained writes: the adapters alone."""
+    prefix = 'base_model.model.encoder.layer.0.attention.attention.query'
+    return {f'{prefix}.lora_{x}.weight': torch.zeros(8, 8) for x in 'AB'}
+
+
+def as_adapted(weights):
+    """The state dict of a model that PEFT has wrapped."""
+    adapted = {f'base_model.model.{name}': value for name, value in weights.items()}
+    layer = 'base_model.model.blocks.0.attn.qkv'
+    adapted[f'{layer}.base_layer.weight'] = adapted.pop(f'{layer}.weight')
+    return adapted | {f'{layer}.lora_{x}.default.weight': torch.zeros(8, 8) for x in 'AB'}
+
+
+def as_adapted_patches(weights):
+    """The patch embedding, by which an encoder is found, has another name too."""
+    return {
+        name.replace('patch_embed.proj.', 'patch_embed.proj.base_layer.'): value
+        for name, value in as_adapted(weights).items()
+    }
+
+
+@pytest.mark.parametrize('make', [as_adapter, as_adapted, as_adapted_patches])
+def test_adapters_are_refused_with_the_line_that_merges_them(make, tmp_path):
+    save_file(make(timm_model().state_dict()), tmp_path / 'adapter.safetensors')
+    merge = r'weights of adapters of PEFT.*PeftModel\.from_pretrained\(.*\)\.merge_and_unload\(\)'
+    with pytest.raises(ValueError, match=merge) as error:
+        load_plain_weights(HPViT(TINY), tmp_path / 'adapter.safetensors')
+    assert '\n' not in str(error.value)
+
+
+def test_adapters_outside_the_encoder_are_left_out(tmp_path):
+    """Of a language model beside it, for instance."""
+    weights = {f'vision_model.{name}': value for name, value in timm_model().state_dict().items()}
+    save_file(weights | as_adapter({}), tmp_path / 'both.safetensors')
+    report = load_plain_weights(HPViT(TINY), tmp_path / 'both.safetensors')
+    assert {name for name, why in report.dropped if why == 'not of the encoder'} == as_adapter({}).keys()

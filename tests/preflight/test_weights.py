@@ -7,6 +7,7 @@ import mmseg
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import PretrainedInit
 from mmengine.registry import MODELS, init_default_scope
 from small_configs import config
 
@@ -16,8 +17,10 @@ from mmhpvit.preflight.weights import (
     check_checkpoint,
     check_files,
     check_plain_weights,
+    check_pretrained,
     check_start,
     warn_of_normalisation,
+    warn_of_random_weights,
 )
 
 
@@ -215,3 +218,86 @@ def test_weights_that_are_not_there_are_missed_before_training(tmp_path):
         for init_cfg in (dict(type='PlainViT', checkpoint=path), [dict(type='PlainViT', checkpoint=path)]):
             with pytest.raises(ConfigError, match=message):
                 check_files(config(model=dict(backbone=dict(init_cfg=init_cfg))))
+
+
+def pretrained(path: object, **options) -> Config:
+    return tiny_segmenter(init_cfg=dict(type='Pretrained', checkpoint=str(path), **options))
+
+
+def test_pretrained_is_for_backbones_that_were_trained(tmp_path):
+    """mmengine would load a part of a plain ViT, or nothing, and only log it."""
+    state = MODELS.build(tiny_segmenter().model).state_dict()
+    own = {key.partition('.')[2]: value for key, value in state.items() if key.startswith('backbone')}
+    plain = {key: value for key, value in own.items() if not key.startswith(('pools', 'out_norms'))}
+    path = tmp_path / 'file.pth'
+    use = rf"finds no HPViT in .*; weights of a plain ViT take init_cfg=dict\(type='PlainViT', checkpoint='{path}'\)"
+    trained = dict(prefix='backbone.')
+    for content, options, message in (
+        (dict(state_dict=state), trained, None),
+        (dict(state_dict=state), dict(prefix='backbone'), None),
+        (state, trained, None),
+        (own, {}, None),
+        # Of other options, which mmengine logs.
+        ({key: value for key, value in own.items() if 'pools' not in key}, {}, None),
+        (dict(state_dict=state), {}, r"loads nothing of .*file\.pth, .*: add prefix='backbone\.'"),
+        (plain, {}, use),
+        (plain, trained, use),
+        (dict(model=plain), {}, use),
+        (dict(model=plain, args=Path('vit')), {}, r"cannot be read as a checkpoint .*type='PlainViT'"),
+        ({key: torch.zeros(3) for key in own}, {}, use),
+    ):
+        torch.save(content, path)
+        if message is None:
+            check_pretrained(pretrained(path, **options))
+            continue
+        with pytest.raises(ConfigError, match=message) as stopped:
+            check_pretrained(pretrained(path, **options))
+        assert '\n' not in str(stopped.value)
+    (tmp_path / 'vit.safetensors').touch()
+    for other in (tmp_path / 'vit.safetensors', tmp_path):
+        with pytest.raises(ConfigError, match=r"type='PlainViT', checkpoint="):
+            check_pretrained(pretrained(other))
+    lazy = tiny_segmenter(init_cfg=[dict(type=PretrainedInit, checkpoint=str(path))])
+    with pytest.raises(ConfigError, match=use):
+        check_pretrained(lazy)
+    check_pretrained(pretrained('https://nowhere/vit.pth'))
+    with pytest.raises(ConfigError, match=r'does not exist \(model\.backbone\.init_cfg'):
+        check_files(pretrained(tmp_path / 'missing.pth'))
+    other = dict(type='ResNet', init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50'))
+    check_pretrained(Config(dict(model=dict(backbone=other))))
+
+
+def test_random_weights_are_said_before_training(warned):
+    random = dict(type='TruncNormal', layer='Linear', std=0.02)
+    plain = dict(type='PlainViT')
+    for init_cfg, more, said in (
+        (None, {}, True),
+        (random, {}, True),
+        ([random], {}, True),
+        (plain, {}, False),
+        ([random, plain], {}, False),
+        (dict(type='Pretrained', checkpoint='a.pth', prefix='backbone.'), {}, False),
+        (dict(type='Own'), {}, False),
+        (None, dict(load_from='a.pth'), False),
+        (None, dict(resume=True), False),
+        (None, dict(model=dict(init_cfg=dict(type='Pretrained', checkpoint='a.pth'))), False),
+    ):
+        cfg = tiny_segmenter(init_cfg=init_cfg)
+        cfg.merge_from_dict(more)
+        warn_of_random_weights(cfg)
+        assert len(warned) == said
+        assert not said or 'vit_tiny_patch16_224 starts from random weights' in warned.pop()
+    warn_of_random_weights(Config(dict(model=dict(backbone=dict(type='ResNet')))))
+    assert not warned
+
+
+def test_names_of_timm_on_hugging_face_are_the_same_model(tmp_path, warned):
+    path = str(tmp_path / 'own.pth')
+    trained = tiny_segmenter(plain='timm/vit_tiny_patch16_224')
+    meta = dict(cfg=trained.pretty_text)
+    torch.save(dict(state_dict=MODELS.build(trained.model).state_dict(), meta=meta), path)
+    check_checkpoint(tiny_segmenter(), path)
+    assert not warned
+    trained.model.data_preprocessor = dict(mean=[1.0] * 3, std=[1.0] * 3)
+    warn_of_normalisation(trained)
+    assert 'weights of vit_tiny_patch16_224 were trained with' in warned.pop()
