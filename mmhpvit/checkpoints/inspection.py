@@ -44,7 +44,8 @@ class Inspection:
     Attributes:
         naming: Naming of its weights; see :mod:`mmhpvit.checkpoints.key_mapping`.
         prefix: Prefix of the image encoder's names in it.
-        width, depth, patch: Channels, blocks, side of a patch in pixels.
+        width, depth, patch: Width C, blocks, side of a patch in pixels.
+        in_channels: Channels of its images.
         positions: Number of entries of its absolute position embedding, prefix tokens included; None without one.
         tokens: Names and numbers of its prefix tokens.
         fits: timm names of the ViTs that it fits; first those that its names suggest and that have its image size.
@@ -59,6 +60,7 @@ class Inspection:
     width: int
     depth: int
     patch: int
+    in_channels: int
     positions: int | None
     tokens: dict[str, int]
     fits: list[str] = field(default_factory=list)
@@ -77,6 +79,7 @@ class Inspection:
             'width': self.width,
             'depth': self.depth,
             'patch': self.patch,
+            'channels': self.in_channels,
             'positions': f'{self.positions}{grid}' if self.positions else 'no absolute embedding',
             'prefix': tokens,
         }
@@ -132,7 +135,9 @@ def inspect_checkpoint(
         found.fits = _as_configured(found.fits, local_file(checkpoint).with_name('config.json'))
     found.traits = {name: _traits(build_plain_vit(name, device='meta')) for name in found.fits}
     if found.fits:
-        found.report = load_plain_weights(HPViT(found.fits[0]), checkpoint, source)
+        found.report = load_plain_weights(
+            HPViT(found.fits[0], in_channels=found.in_channels), checkpoint, source
+        )
     return found
 
 
@@ -175,6 +180,7 @@ def _describe(encoder: Encoder, location: str) -> Inspection:
         width=kernel.shape[0],
         depth=max((int(block[1]) for block in blocks if block), default=-1) + 1,
         patch=patch_side(kernel.shape),
+        in_channels=kernel.shape[1] if kernel.dim() == 4 else 3,
         positions=positions[0].numel() // kernel.shape[0] if positions else None,
         tokens=tokens,
     )
@@ -198,7 +204,7 @@ def fitting_names(
     hints = [part for pattern, part in _HINTS if any(re.search(pattern, name) for name in raw)]
     ranks, misfits = {}, {}
     for name in progress(_candidates(found.width, found.patch)):
-        vit = build_plain_vit(name, device='meta')
+        vit = build_plain_vit(name, device='meta', in_channels=found.in_channels)
         try:
             converted = convert(encoder, Target(vit, name, 'file'))
         except ValueError as error:
