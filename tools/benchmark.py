@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import linear_regression
 
 import torch
-from bench.counting import count_flops, count_memory
+from bench.counting import channels_of, count_flops, count_memory
 from bench.models import build
 from bench.plot import draw
 from bench.timing import Limit, forward, measure, step
@@ -58,7 +58,6 @@ def measured_memory(run, device: str) -> int | None:
 def measure_size(args: argparse.Namespace, size: tuple[int, int]) -> list[dict]:
     """One row for each model at one image size."""
     device, dtype = args.device, DTYPES[args.dtype]
-    x = torch.randn(args.batch, 3, *size, device=device)
     precision = nullcontext if args.dtype == 'fp32' else partial(torch.autocast, device, dtype)
     rows, runs, limits = [], {}, {}
     for spec in args.models:
@@ -79,6 +78,7 @@ def measure_size(args: argparse.Namespace, size: tuple[int, int]) -> list[dict]:
         if args.count_only:
             continue
         model.to(device)
+        x = torch.randn(args.batch, channels_of(model), *size, device=device)
         if not args.train:
             limits[spec] = Limit(model, x, dtype)
         run = torch.compile(model, dynamic=False) if args.compile else model

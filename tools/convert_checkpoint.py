@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument('out', type=Path, help='OUT.safetensors')
     parser.add_argument('--plain', required=True, help='timm name of the plain ViT')
     parser.add_argument('--source', help='whose names the file has, or the prefix of its encoder')
+    parser.add_argument('--in-channels', type=int, default=3, help='channels of the images (3)')
     args = parser.parse_args()
     logging.getLogger('timm').setLevel(logging.ERROR)
     if args.out.suffix != '.safetensors':
@@ -31,7 +32,7 @@ def main() -> None:
     if args.out.exists():
         sys.exit(f'error: {args.out} exists; delete it first, or give another name')
     try:
-        plain = build_plain_vit(args.plain)
+        plain = build_plain_vit(args.plain, in_channels=args.in_channels)
         checkpoint = None if args.file == 'timm' else args.file
         weights, _, report = plain_weights(plain, args.plain, checkpoint, args.source)
     except (ValueError, OSError) as error:

@@ -5,7 +5,8 @@
     python tools/export.py CONFIG OUT.onnx --backbone                    any config of HPViT: images to feature maps
     python tools/export.py CONFIG OUT.pt2 --checkpoint CHECKPOINT        the same for torch.export.load
 
-Input: normalised images (the config's data_preprocessor has mean and std), float32, (B, 3, H, W).
+Input: normalised images (the config's data_preprocessor has mean and std), float32, (B, 3, H, W) or with the backbone's
+in_channels.
 
 ONNX takes any H and W above 32. It pads sides with zeros to multiples of 32, as mmdet and mmseg do with
 size_divisor=32, and crops the output. A .pt2 takes multiples of 32 above 32. The written file is read again and
@@ -34,11 +35,12 @@ BATCHES = (1, 2, 3)
 
 
 class Maps(nn.Module):
-    """Images (B, 3, H, W) to the feature maps of a backbone."""
+    """Images (B, in_channels, H, W) to the feature maps of a backbone."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.backbone = model.backbone
+        self.in_channels = self.backbone.in_channels
         self.strides = [4 * 2**i for i in self.backbone.out_indices]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -46,13 +48,14 @@ class Maps(nn.Module):
 
 
 class Logits(nn.Module):
-    """Images (B, 3, H, W) to the logits of a segmenter, (B, classes, H, W)."""
+    """Images (B, in_channels, H, W) to the logits of a segmenter, (B, classes, H, W)."""
 
     strides = (1,)
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.in_channels = model.backbone.in_channels
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         logits = self.model.decode_head(self.model.extract_feat(x))
@@ -157,7 +160,7 @@ def write_onnx(part: nn.Module, path: Path) -> None:
     with torch.no_grad():
         program = torch.onnx.export(
             AnySize(part).eval(),
-            (torch.randn(2, 3, 96, 160),),
+            (torch.randn(2, part.in_channels, 96, 160),),
             input_names=['images'],
             dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
             dynamo=True,
@@ -170,9 +173,8 @@ def write_program(part: nn.Module, path: Path) -> None:
     rows, columns = (torch.export.Dim(name, min=2) for name in ('rows', 'columns'))
     shapes = ({0: torch.export.Dim('batch'), 2: 32 * rows, 3: 32 * columns},)
     with torch.no_grad():
-        torch.export.save(
-            torch.export.export(part, (torch.randn(2, 3, 96, 160),), dynamic_shapes=shapes), path
-        )
+        images = torch.randn(2, part.in_channels, 96, 160)
+        torch.export.save(torch.export.export(part, (images,), dynamic_shapes=shapes), path)
 
 
 def read(path: Path):
@@ -191,7 +193,7 @@ def compare(part: nn.Module, path: Path) -> float:
     run, worst = read(path), 0.0
     reference = AnySize(part).eval() if path.suffix == '.onnx' else part
     for batch, size in zip(BATCHES, SIZES[path.suffix], strict=True):
-        images = torch.randn(batch, 3, *size)
+        images = torch.randn(batch, part.in_channels, *size)
         with torch.no_grad():
             expected = reference(images)
             try:

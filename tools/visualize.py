@@ -64,6 +64,8 @@ def load_backbones(args: argparse.Namespace) -> tuple[HPViT, HPViT | None, Tenso
         known = 'HPViT, PlainViTPyramid or TwoScaleViT'
         stop(f'{args.config} has a backbone of type {options.type!r}; expected {known}')
     backbone = MODELS.build(options)
+    if backbone.in_channels != 3:
+        stop(f'{args.config} has in_channels={backbone.in_channels}; only backbones of RGB images are drawn')
     if args.checkpoint:
         check_checkpoint(cfg, args.checkpoint)
         holder = nn.Module()

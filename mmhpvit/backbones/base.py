@@ -43,6 +43,7 @@ class PlainViTBackbone(BaseModule):
         plain: timm name of the plain ViT.
         depth: Blocks of the plain ViT.
         embed_dims: Its width C.
+        in_channels: Channels of the images.
         patch: Side of its patches in pixels, as a power of two.
         num_prefix_tokens: Class and register tokens that attend along.
 
@@ -85,6 +86,7 @@ class PlainViTBackbone(BaseModule):
         )
         self.out_indices = check_levels('out_indices', out_indices)
         self.plain, self.depth, self.embed_dims = timm_name(plain), len(vit.blocks), vit.embed_dim
+        self.in_channels = vit.patch_embed.proj.in_channels
         self.frozen_stages, self.with_cp = frozen_stages, with_cp
         self._take_embedding(vit, stride, patch_kernel, keep_prefix)
         self._take_blocks(vit, num_blocks, compile_blocks)
@@ -135,7 +137,7 @@ class PlainViTBackbone(BaseModule):
         """Turn images into the tokens that the first block takes.
 
         Args:
-            images: Normalised images, (B, 3, H, W).
+            images: Normalised images, (B, in_channels, H, W).
             stride: Stride of the patches in pixels. Default: that of the patch embedding.
 
         Returns:
@@ -144,7 +146,7 @@ class PlainViTBackbone(BaseModule):
         Raises:
             ValueError: An input that is not 4-D or has another number of channels.
         """
-        channels = self.patch_embed.proj.in_channels
+        channels = self.in_channels
         if images.dim() != 4 or images.shape[1] != channels:
             raise ValueError(
                 f'{type(self).__name__} got an input of shape {tuple(images.shape)}; expected (B, {channels}, H, W)'

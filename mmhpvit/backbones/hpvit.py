@@ -54,6 +54,8 @@ class HPViT(PlainViTBackbone):
         with_cp: Recompute the blocks in the backward pass instead of keeping their activations. Default: False.
         compile_blocks: Compile each block by ``torch.compile`` for all image sizes. The first steps take longer;
             parameter names stay. Default: False.
+        in_channels: Channels of the images, 3 by default. Pre-trained patch kernels of 3 channels are adapted to others
+            as timm does: summed for 1, repeated and scaled for more.
         init_cfg: Weight initialiser, ``dict(type='PlainViT', checkpoint=...)`` for pre-trained weights.
 
     Raises:
@@ -76,9 +78,10 @@ class HPViT(PlainViTBackbone):
         drop_path_rate: float = 0.0,
         with_cp: bool = False,
         compile_blocks: bool = False,
+        in_channels: int = 3,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        vit = build_plain_vit(plain, drop_path_rate)
+        vit = build_plain_vit(plain, drop_path_rate, in_channels=in_channels)
         depths = resolve_depths(depths, len(vit.blocks), plain)
         first = next(i for i, d in enumerate(depths) if d)
         last = max(first, *check_levels('out_indices', out_indices))
@@ -114,7 +117,7 @@ class HPViT(PlainViTBackbone):
         """Compute the feature maps of a batch of images.
 
         Args:
-            x: Normalised images, (B, 3, H, W) with any H, W >= 1.
+            x: Normalised images, (B, in_channels, H, W) with any H, W >= 1.
 
         Returns:
             A map (B, C, ceil(H / s), ceil(W / s)) for each of ``out_indices``, where s is its stride 4, 8, 16 or 32,

@@ -30,6 +30,8 @@ class PlainViTPyramid(PlainViTBackbone):
         drop_path_rate: Stochastic depth of the last block, growing linearly from 0. Default: 0.
         with_cp: Recompute the blocks in the backward pass. Default: False.
         compile_blocks: Compile each block by ``torch.compile``. Default: False.
+        in_channels: Channels of the images, 3 by default. Pre-trained patch kernels of 3 channels are adapted to others
+            as timm does: summed for 1, repeated and scaled for more.
         init_cfg: Weight initialiser, ``dict(type='PlainViT', checkpoint=...)`` for pre-trained weights.
 
     Raises:
@@ -48,9 +50,10 @@ class PlainViTPyramid(PlainViTBackbone):
         drop_path_rate: float = 0.0,
         with_cp: bool = False,
         compile_blocks: bool = False,
+        in_channels: int = 3,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        vit = build_plain_vit(plain, drop_path_rate)
+        vit = build_plain_vit(plain, drop_path_rate, in_channels=in_channels)
         depth = len(vit.blocks)
         super().__init__(
             vit,

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..layers.block_adapters import adapter_of
 from ..layers.rope import ROTARY
-from .stages import expect
+from .stages import expect, is_number
 from .timm_names import timm_name, timm_name_of
 
 # In the order in which timm's ViTs put them before the tokens.
@@ -40,7 +40,9 @@ _REASONS = {
 }
 
 
-def build_plain_vit(name: str, drop_path_rate: float = 0.0, device: str | None = None) -> nn.Module:
+def build_plain_vit(
+    name: str, drop_path_rate: float = 0.0, device: str | None = None, in_channels: int = 3
+) -> nn.Module:
     """Build a plain ViT by its timm name, with random weights and without a head.
 
     Args:
@@ -48,6 +50,7 @@ def build_plain_vit(name: str, drop_path_rate: float = 0.0, device: str | None =
             ``'vit_base_patch16_224.mae'``; Hugging Face's ``timm/`` may stand before it.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 at the first.
         device: Where to build; None is the default device, ``'meta'`` builds the shapes alone.
+        in_channels: Channels of the images.
 
     Raises:
         ValueError: A name that timm does not know, or a model that is no plain ViT or cannot be made right
@@ -57,6 +60,8 @@ def build_plain_vit(name: str, drop_path_rate: float = 0.0, device: str | None =
     number = isinstance(drop_path_rate, int | float) and not isinstance(drop_path_rate, bool)
     fits = number and 0 <= drop_path_rate < 1
     expect(fits, 'drop_path_rate', drop_path_rate, 'a probability, at least 0 and below 1')
+    fits = is_number(in_channels) and in_channels > 0
+    expect(fits, 'in_channels', in_channels, 'a positive integer')
     given, name = name, timm_name(name)
     base, _, tag = name.partition('.')
     if not timm.is_model(base):
@@ -67,14 +72,14 @@ def build_plain_vit(name: str, drop_path_rate: float = 0.0, device: str | None =
         raise ValueError(f'plain={name!r}: timm knows no weights {tag!r} of {base}; it has {_listing(tags)}')
     reason = next((why for file, why in _REASONS.items() if is_model_in_modules(base, [file])), None)
     if reason is None:
-        shapes = _create(name, drop_path_rate, 'meta')
+        shapes = _create(name, drop_path_rate, 'meta', in_channels)
         reason = _why_not_plain(shapes)
     if reason:
         raise ValueError(
             f'plain={name!r} cannot be used: {reason}; give a plain ViT of timm, '
             "such as 'vit_base_patch16_224.mae'"
         )
-    return shapes if device == 'meta' else _create(name, drop_path_rate, device)
+    return shapes if device == 'meta' else _create(name, drop_path_rate, device, in_channels)
 
 
 def final_norms(vit: nn.Module, levels: Iterable[int]) -> nn.ModuleDict:
@@ -85,13 +90,19 @@ def final_norms(vit: nn.Module, levels: Iterable[int]) -> nn.ModuleDict:
     return nn.ModuleDict({str(i): deepcopy(norm) for i in sorted(levels)})
 
 
-def _create(name: str, drop_path_rate: float, device: str | None) -> nn.Module:
+def _create(name: str, drop_path_rate: float, device: str | None, in_channels: int) -> nn.Module:
     # global_pool='' makes timm place the final norm before the pooling, where a map of tokens has it; models
     # with a distillation token have it there in any case, and know no other pooling than their own.
     pool = 'token' if 'distilled' in name else ''
     with torch.device(device) if device else nullcontext():
         try:
-            return timm.create_model(name, num_classes=0, global_pool=pool, drop_path_rate=drop_path_rate)
+            return timm.create_model(
+                name,
+                num_classes=0,
+                global_pool=pool,
+                drop_path_rate=drop_path_rate,
+                in_chans=in_channels,
+            )
         except (TypeError, AssertionError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f'plain={name!r} cannot be used: timm does not build it as a headless ViT ({error})'

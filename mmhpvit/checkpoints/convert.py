@@ -9,7 +9,7 @@ from io import StringIO
 
 import torch
 from timm.layers import resample_abs_pos_embed
-from timm.models import beit, eva, vision_transformer
+from timm.models import adapt_input_conv, beit, eva, vision_transformer
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
@@ -59,6 +59,10 @@ def convert(encoder: Encoder, target: Target) -> Converted:
     body, zero = _with_left_out_bias(body, encoder.naming, target.expected)
     body, more_heads = _without_heads(body)
     body, tables = _without_zero_tables(body, target.expected)
+    if KERNEL in body and body[KERNEL].dim() == 4:
+        # One that the file has as a matrix is listed with the channels that it has there.
+        shapes[KERNEL] = shapes[KERNEL] if encoder.kernel.dim() == 4 else tuple(body[KERNEL].shape)
+        body[KERNEL] = _with_channels(body[KERNEL], target)
     validate(body, target, encoder)
     dropped = (*heads, *zeros, *lost, *more_zeros, *more_heads, *tables)
     return Converted(body, shapes, dropped, zero)
@@ -242,6 +246,17 @@ def _sam_positions(positions: Tensor, plain: VisionTransformerSAM) -> Tensor:
     flat = flat[:, flat.shape[1] - side * side :]
     old = positions.shape[1:3] if positions.dim() == 4 else (side, side)
     return resample_abs_pos_embed(flat, grid, old_size=old, num_prefix_tokens=0).reshape(1, *grid, -1)
+
+
+def _with_channels(kernel: Tensor, target: Target) -> Tensor:
+    """A patch kernel for the channels of the model, made from one for RGB as timm makes it."""
+    given, wanted = kernel.shape[1], target.in_channels
+    if given not in (3, wanted):
+        raise ValueError(
+            f'checkpoint {target.source!r} has a patch kernel for {given} channels, and the model has '
+            f'in_channels={wanted}: only kernels for 3 channels are adapted; set in_channels={given}'
+        )
+    return kernel if given == wanted else adapt_input_conv(wanted, kernel)
 
 
 def _without_zero_tables(weights: Weights, expected: Weights) -> tuple[Weights, list[Entry]]:

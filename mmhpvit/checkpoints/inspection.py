@@ -46,7 +46,8 @@ class Inspection:
     Attributes:
         naming: Naming of its weights; see :mod:`mmhpvit.checkpoints.key_mapping`.
         prefix: Prefix of the image encoder's names in it.
-        width, depth, patch: Channels, blocks, side of a patch in pixels.
+        width, depth, patch: Width C, blocks, side of a patch in pixels.
+        in_channels: Channels of its images.
         positions: Number of entries of its absolute position embedding, prefix tokens included; None without one.
         tokens: Names and numbers of its prefix tokens.
         trained: Backbone, iteration and classes, where a training of mmengine wrote it.
@@ -62,6 +63,7 @@ class Inspection:
     width: int
     depth: int
     patch: int
+    in_channels: int
     positions: int | None
     tokens: dict[str, int]
     trained: str | None = None
@@ -82,6 +84,7 @@ class Inspection:
             'width': self.width,
             'depth': self.depth,
             'patch': self.patch,
+            'channels': self.in_channels,
             'positions': f'{self.positions}{grid}' if self.positions else 'no absolute embedding',
             'prefix': tokens,
         }
@@ -144,7 +147,9 @@ def inspect_checkpoint(
         found.fits = _as_configured(found.fits, local_file(checkpoint).with_name('config.json'))
     found.traits = {name: _traits(build_plain_vit(name, device='meta')) for name in found.fits}
     if found.fits:
-        found.report = load_plain_weights(HPViT(found.fits[0]), checkpoint, source)
+        found.report = load_plain_weights(
+            HPViT(found.fits[0], in_channels=found.in_channels), checkpoint, source
+        )
     return found
 
 
@@ -187,6 +192,7 @@ def _describe(encoder: Encoder, location: str) -> Inspection:
         width=kernel.shape[0],
         depth=max((int(block[1]) for block in blocks if block), default=-1) + 1,
         patch=patch_side(kernel.shape),
+        in_channels=kernel.shape[1] if kernel.dim() == 4 else 3,
         positions=positions[0].numel() // kernel.shape[0] if positions else None,
         tokens=tokens,
     )
@@ -210,7 +216,7 @@ def fitting_names(
     hints = [part for pattern, part in _HINTS if any(re.search(pattern, name) for name in raw)]
     ranks, misfits = {}, {}
     for name in progress(_candidates(found.width, found.patch)):
-        vit = build_plain_vit(name, device='meta')
+        vit = build_plain_vit(name, device='meta', in_channels=found.in_channels)
         try:
             converted = convert(encoder, Target(vit, name, 'file'))
         except ValueError as error:

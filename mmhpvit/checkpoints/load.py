@@ -57,7 +57,7 @@ def load_plain_weights(
         raise ValueError(
             'weights are loaded into a backbone that has memory for them, and this one is on meta'
         )
-    plain = build_plain_vit(backbone.plain, device='meta')
+    plain = build_plain_vit(backbone.plain, device='meta', in_channels=backbone.in_channels)
     weights, shapes, report = plain_weights(plain, backbone.plain, checkpoint, source)
     return _copy(weights, shapes, backbone, report)
 

@@ -39,7 +39,10 @@ class LoadReport:
     def __str__(self) -> str:
         """The report as a table, one line for each group and for each exception."""
         lines = [('loaded', len(self.loaded), ', '.join(abbreviate(self.loaded)))]
-        lines += [('resized', 1, f'{name}: {old} -> {new}') for name, old, new in self.resized]
+        lines += [
+            ('resized', 1, f'{name}: {old} -> {new}{_adapted(name, old, new)}')
+            for name, old, new in self.resized
+        ]
         lines += [('cast', count, f'from {kind}') for count, kind in self.cast]
         lines += [('zero', len(self.zero), ', '.join(self.zero))] if self.zero else []
         lines += [('new', len(self.new), ', '.join(abbreviate(self.new)))] if self.new else []
@@ -55,6 +58,12 @@ class LoadReport:
         if len(self.images) > 1:
             text += '\n  which of these depends on who trained the weights'
         return text
+
+
+def _adapted(name: str, old: tuple[int, ...], new: tuple[int, ...]) -> str:
+    if name != 'patch_embed.proj.weight' or old[1] == new[1]:
+        return ''
+    return f' (patch kernel adapted from {old[1]} to {new[1]} channels)'
 
 
 def _shortened(names: list[str]) -> str:

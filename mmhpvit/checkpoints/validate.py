@@ -44,6 +44,11 @@ class Target:
         return self.vit.patch_embed.patch_size[0]
 
     @property
+    def in_channels(self) -> int:
+        """Channels of its images."""
+        return self.vit.patch_embed.proj.in_channels
+
+    @property
     def grid(self) -> int:
         """Number of patches of an image of its size."""
         return self.vit.patch_embed.num_patches
@@ -84,7 +89,7 @@ def check_sizes(weights: Weights, kernel: tuple[int, ...], target: Target) -> No
 
 
 def patch_side(kernel: tuple[int, ...]) -> int:
-    """Side of a patch in pixels, by the shape of a kernel (C, 3, P, P) or of its matrix (C, 3 * P * P)."""
+    """Side of a patch in pixels, by the shape of a kernel (C, I, P, P) or of its matrix (C, 3 * P * P)."""
     return kernel[-1] if len(kernel) == 4 else math.isqrt(kernel[1] // 3)
 
 

@@ -49,7 +49,7 @@ class PatchEmbedding(nn.Module):
                 self.proj.bias.copy_(plain.proj.bias)
 
     def forward(self, x: Tensor, stride: int | None = None) -> Tensor:
-        """Embed an image (B, 3, H, W) as (B, ceil(H / stride), ceil(W / stride), C); at its own stride by default."""
+        """Embed images (B, I, H, W) as (B, ceil(H / stride), ceil(W / stride), C); at its own stride by default."""
         stride = stride or self.stride
         h, w = x.shape[-2:]
         before = (self.kernel - stride) // 2
@@ -62,7 +62,7 @@ class PatchEmbedding(nn.Module):
 
 
 def resize_kernel(weight: Tensor, kernel: int) -> Tensor:
-    """Resize a patch kernel (C, 3, k, k) to (C, 3, kernel, kernel) by timm's pseudo-inverse resize.
+    """Resize a patch kernel (C, I, k, k) to (C, I, kernel, kernel) by timm's pseudo-inverse resize.
 
     FlexiViT (arXiv 2212.08013, section 3.4): the resized kernel answers a resized patch as the original
     answers the original patch, as nearly as least squares allows.

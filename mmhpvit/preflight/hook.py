@@ -10,7 +10,7 @@ from mmengine.runner import FlexibleRunner, Runner
 
 from .data import check_data
 from .errors import ConfigError
-from .model import check_backbone, check_num_classes, check_operators
+from .model import check_backbone, check_num_classes, check_operators, check_preprocessor
 from .schedule import (
     check_amp,
     check_last_rates,
@@ -40,6 +40,7 @@ def check_training(cfg: Config) -> None:
     """
     check_amp(cfg)
     check_backbone(cfg)
+    check_preprocessor(cfg)
     check_operators(cfg.model)
     check_files(cfg)
     check_pretrained(cfg)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.model import ImgDataPreprocessor
 from mmengine.registry import DATASETS, MODELS, Registry
 from torch import nn
 
@@ -100,6 +101,42 @@ def check_backbone(cfg: Config) -> None:
                 f'{key}.in_channels={given}: expected {wanted}, the width of {backbone.plain} for each feature map '
                 'that it takes, one for each index in model.backbone.out_indices'
             )
+
+
+def check_preprocessor(cfg: Config) -> None:
+    """Check that images are normalised with as many values as a backbone of this package takes channels.
+
+    Raises:
+        ConfigError: Another number of values in ``mean`` or ``std``, a number that the preprocessor does not take, or
+            colours to be swapped in images of other than 3 channels.
+    """
+    backbone = cfg.model.get('backbone') or {}
+    # mmengine prefers the model's own.
+    given = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    if own_backbone(backbone.get('type')) is None:
+        return
+    channels = backbone.get('in_channels', 3)
+    for name in ('mean', 'std'):
+        values = given.get(name)
+        if values is not None and len(values) not in (1, channels):
+            raise ConfigError(
+                f'model.data_preprocessor.{name} has {len(values)} values and model.backbone.in_channels is '
+                f'{channels}: expected one value for each channel, or one for all'
+            )
+    if channels == 3:
+        return
+    swap = next((name for name in ('bgr_to_rgb', 'rgb_to_bgr', 'to_rgb') if given.get(name)), None)
+    if swap:
+        raise ConfigError(
+            f'model.data_preprocessor.{swap}=True swaps the colours of 3 channels, and '
+            f'model.backbone.in_channels is {channels}: set it to False'
+        )
+    kind = _registered(MODELS, given.get('type'), cfg.get('default_scope')) if given.get('type') else None
+    if kind and issubclass(kind, ImgDataPreprocessor) and len(given.get('mean') or ()) > 3:
+        raise ConfigError(
+            f'model.data_preprocessor: {kind.__name__} takes 1 or 3 values as mean and std, not {channels}; set both '
+            "to None there, and add dict(type='Normalize', mean=..., std=..., to_rgb=False) to the pipelines"
+        )
 
 
 def _listed(node: object, key: str) -> list[tuple[str, ConfigDict]]:

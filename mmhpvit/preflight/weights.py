@@ -123,9 +123,11 @@ def warn_of_random_weights(cfg: Config) -> None:
     if own_backbone(backbone.get('type')) is None or cfg.get('load_from') or cfg.get('resume'):
         return
     given = [*as_list(backbone.get('init_cfg')), *as_list(cfg.model.get('init_cfg'))]
+    name = backbone.get('plain', 'model.backbone')
     if all(_initialiser(one) in RANDOM for one in given):
         warn(
-            f'{backbone.get("plain", "model.backbone")} starts from random weights: neither model.backbone.init_cfg nor load_from names any; '
+            f'{name} starts from random weights: neither model.backbone.init_cfg nor '
+            'load_from names any; '
             "set model.backbone.init_cfg=dict(type='PlainViT', checkpoint=FILE)"
         )
 

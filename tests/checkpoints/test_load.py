@@ -178,6 +178,11 @@ def test_original_augreg_files(tmp_path):
     backbone = PlainViTPyramid(TINY)
     load_plain_weights(backbone, str(tmp_path / 'augreg.npz'))
     assert_equal_features(backbone, vit)
+    grey = PlainViTPyramid(TINY, in_channels=1)
+    report = load_plain_weights(grey, str(tmp_path / 'augreg.npz'))
+    summed = vit.patch_embed.proj.weight.sum(1, keepdim=True)
+    torch.testing.assert_close(grey.patch_embed.proj.weight, summed)
+    assert report.resized == [('patch_embed.proj.weight', (48, 3, 16, 16), (48, 1, 16, 16))]
 
 
 def test_real_augreg_weights_load_into_every_parameter(real_weights):

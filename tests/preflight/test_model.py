@@ -1,6 +1,7 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 import pytest
 import torch
+from mmengine.registry import MODELS, init_default_scope
 from small_configs import config
 
 from mmhpvit import TwoScaleViT
@@ -9,8 +10,10 @@ from mmhpvit.preflight.model import (
     check_backbone,
     check_num_classes,
     check_operators,
+    check_preprocessor,
     own_backbone,
 )
+from mmhpvit.preflight.weights import warn_of_normalisation
 
 
 @pytest.mark.parametrize(
@@ -245,3 +248,65 @@ def test_backbones_of_others_are_left_to_them():
     ):
         with pytest.raises(ConfigError, match=message):
             check_backbone(config(model=dict(backbone=TI | options)))
+
+
+RGB = [127.5] * 3
+
+
+@pytest.mark.parametrize(
+    ('channels', 'given', 'message'),
+    [
+        (4, dict(mean=RGB, std=RGB), r'mean has 3 values and model\.backbone\.in_channels is 4'),
+        (1, dict(mean=RGB, std=RGB), r'mean has 3 values and model\.backbone\.in_channels is 1'),
+        (
+            3,
+            dict(mean=[1.0] * 4, std=[1.0] * 4),
+            r'mean has 4 values and .* is 3: expected one value for each',
+        ),
+        (4, dict(mean=[1.0] * 4, std=RGB), r'data_preprocessor\.std has 3 values'),
+        (
+            4,
+            dict(mean=[1.0] * 4, std=[1.0] * 4, bgr_to_rgb=True),
+            r'bgr_to_rgb=True .* is 4: set it to False',
+        ),
+        (1, dict(mean=[1.0], std=[1.0], rgb_to_bgr=True), r'rgb_to_bgr=True'),
+        (
+            4,
+            dict(type='DetDataPreprocessor', mean=[1.0] * 4, std=[1.0] * 4),
+            r'takes 1 or 3 values .*Normalize',
+        ),
+    ],
+)
+def test_normalisation_of_other_channels_is_refused(channels, given, message):
+    backbone = dict(type='HPViT', plain='vit_tiny_patch16_224', in_channels=channels)
+    for cfg in (
+        config(model=dict(backbone=backbone, data_preprocessor=given)),
+        config(model=dict(backbone=backbone), data_preprocessor=given),
+    ):
+        with pytest.raises(ConfigError, match=message) as stopped:
+            check_preprocessor(cfg)
+        assert '\n' not in str(stopped.value)
+    check_preprocessor(config(model=dict(backbone=dict(type='ResNet'), data_preprocessor=given)))
+
+
+@pytest.mark.parametrize(
+    ('scope', 'channels', 'given'),
+    [
+        ('mmdet', 3, dict(type='DetDataPreprocessor', mean=RGB, std=RGB, bgr_to_rgb=True)),
+        ('mmdet', 4, dict(type='DetDataPreprocessor', mean=[1.0], std=[1.0])),
+        ('mmdet', 4, dict(type='DetDataPreprocessor', mean=None, std=None, bgr_to_rgb=False)),
+        ('mmseg', 4, dict(type='SegDataPreProcessor', mean=[1.0] * 4, std=[1.0] * 4, bgr_to_rgb=False)),
+        ('mmseg', 1, dict(type='SegDataPreProcessor', mean=[1.0], std=[1.0])),
+        ('mmdet', 4, {}),
+    ],
+)
+def test_normalisation_that_fits_the_channels_passes(scope, channels, given, warned):
+    backbone = dict(type='HPViT', plain='vit_tiny_patch16_224', in_channels=channels)
+    cfg = config(default_scope=scope, model=dict(backbone=backbone, data_preprocessor=given))
+    init_default_scope(scope)
+    check_backbone(cfg)
+    check_preprocessor(cfg)
+    if given and channels != 3:
+        MODELS.build(given)
+        warn_of_normalisation(cfg)
+        assert warned == []  # what the weights expect are values for RGB

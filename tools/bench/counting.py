@@ -19,6 +19,11 @@ from mmhpvit.backbones.base import PlainViTBackbone
 _KINDS = {'addmm': 'linear', 'mm': 'linear', 'bmm': 'attention', 'convolution': 'convolution'}
 
 
+def channels_of(model: nn.Module) -> int:
+    """Channels of the images of a model: its own number if it is of this package, or else 3."""
+    return model.in_channels if isinstance(model, PlainViTBackbone) else 3
+
+
 def _attention_flops(query, key, value, *args, out_shape=None, **kwargs) -> int:
     return sdpa_flop_count(query, key, value)
 
@@ -40,7 +45,7 @@ def count_flops(model: nn.Module, size: tuple[int, int], batch: int = 1) -> dict
     # Operations inside of compiled code are not seen.
     eager = torch.compiler.set_stance('force_eager')
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), counter, eager:
-        model(torch.empty(batch, 3, *size))
+        model(torch.empty(batch, channels_of(model), *size))
     named = counter.get_flop_counts()
     counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for name, ops in named.items():
@@ -159,7 +164,7 @@ def count_memory(
     with FakeTensorMode(allow_non_fake_inputs=True), torch.compiler.set_stance('force_eager'):
         model.eval()
         with LiveMemory() as forward, torch.no_grad(), precision:
-            model(torch.empty(batch, 3, *size))
+            model(torch.empty(batch, channels_of(model), *size))
         model.train()
         saved: dict[int, int] = {}
 
@@ -171,7 +176,7 @@ def count_memory(
 
         with LiveMemory() as whole:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), precision:
-                outs = model(torch.empty(batch, 3, *size))
+                outs = model(torch.empty(batch, channels_of(model), *size))
                 loss = sum(out.float().sum() for out in outs)
             loss.backward()
         training = whole.peak
