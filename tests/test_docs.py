@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import create_autospec
 
 import pytest
@@ -17,7 +18,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
 
 import mmhpvit
-from mmhpvit.preflight.schedule import check_last_rates
+from mmhpvit.preflight.schedule import check_rates
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text()
@@ -149,7 +150,9 @@ def test_config_snippets_train_in_stock_configs(scope, model, dataset, schedule,
     constructor = OPTIM_WRAPPER_CONSTRUCTORS.get(cfg.optim_wrapper.constructor)(
         dict(cfg.optim_wrapper, type='OptimWrapper'), cfg.optim_wrapper.paramwise_cfg
     )
-    check_last_rates(cfg)
+    epochs = cfg.train_cfg.get('max_epochs', 1)
+    loop = SimpleNamespace(max_iters=160000, max_epochs=epochs, dataloader=range(160000 // epochs))
+    check_rates(cfg, cfg.optim_wrapper.optimizer.lr, loop)
     names = [n for group in constructor.param_groups(model) for n in group['param_names']]
     assert sorted(names) == sorted(n for n, p in model.named_parameters() if p.requires_grad)
 

@@ -27,7 +27,7 @@ from mmengine.runner import Runner
 
 from mmhpvit import PreflightHook
 from mmhpvit.preflight.errors import ConfigError
-from mmhpvit.preflight.hook import ResumedGroupsHook
+from mmhpvit.preflight.hook import OptimizerCheckHook
 
 # Settings of mmcv 1.x, which nothing reads any more, and what replaced them.
 OLD_SETTINGS = {
@@ -144,7 +144,7 @@ def build_runner(cfg: Config) -> Runner:
         _use_gloo(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.hooks[:] = [hook for hook in runner.hooks if not isinstance(hook, PreflightHook)]
-    runner.register_hook(ResumedGroupsHook())
+    runner.register_hook(OptimizerCheckHook())
     return runner
 
 

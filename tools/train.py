@@ -12,9 +12,11 @@ from launch import (
     run,
     stop,
 )
+from mmengine.runner import FlexibleRunner, Runner
 
 from mmhpvit import SkipTrainedData
 from mmhpvit.preflight.hook import check_training, warn_of_training
+from mmhpvit.preflight.schedule import accumulated
 from mmhpvit.preflight.weights import check_start
 
 
@@ -31,10 +33,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help='scale the learning rate by the batch size over auto_scale_lr.base_batch_size',
+        help='scale the learning rate by the images of a step over auto_scale_lr.base_batch_size',
     )
     add_common_options(parser)
     return parser.parse_args()
+
+
+def scale_by_accumulation(runner: Runner | FlexibleRunner) -> None:
+    """Make auto_scale_lr count all images of an optimiser step; mmengine counts those of an iteration."""
+    flexible = isinstance(runner, FlexibleRunner)
+    owner, name = (runner.strategy, '_auto_scale_lr') if flexible else (runner, 'auto_scale_lr')
+    scale = getattr(owner, name) or {}
+    if scale.get('enable'):
+        setattr(owner, name, scale | dict(base_batch_size=scale['base_batch_size'] / accumulated(runner.cfg)))
 
 
 def main() -> None:
@@ -60,6 +71,7 @@ def main() -> None:
     runner = build_runner(cfg)
     runner.register_hook(SkipTrainedData())
     warn_of_training(runner)
+    scale_by_accumulation(runner)
     runner.train()
     del runner
     leave_processes()

@@ -13,11 +13,13 @@ from .errors import ConfigError
 from .model import check_backbone, check_num_classes, check_operators, check_preprocessor
 from .schedule import (
     check_amp,
-    check_last_rates,
+    check_rates,
     check_save_best,
+    follow_config,
+    warn_of_accumulation,
     warn_of_end,
-    warn_of_last_rates,
     warn_of_length,
+    warn_of_sgd,
     warn_of_warm_up,
 )
 from .weights import (
@@ -44,7 +46,6 @@ def check_training(cfg: Config) -> None:
     check_operators(cfg.model)
     check_files(cfg)
     check_pretrained(cfg)
-    check_last_rates(cfg)
     check_save_best(cfg)
     check_data(cfg, 'train_dataloader', *(['val_dataloader'] if cfg.get('val_cfg') is not None else []))
     check_num_classes(cfg)
@@ -56,7 +57,7 @@ def warn_of_training(runner: Runner | FlexibleRunner) -> None:
     cfg, iterations = runner.cfg, runner.train_loop.max_iters
     warn_of_random_weights(cfg)
     warn_of_normalisation(cfg)
-    warn_of_last_rates(cfg)
+    warn_of_sgd(cfg)
     warn_of_warm_up(cfg, iterations)
     warn_of_end(cfg, iterations)
     warn_of_length(cfg, runner.world_size)
@@ -97,6 +98,8 @@ class PreflightHook(Hook):
         if faults := list(filter(None, all_gather_object(fault))):
             raise ConfigError(faults[0])
         warn_of_training(runner)
+        warn_of_accumulation(runner.cfg)
+        OptimizerCheckHook().before_run(runner)
 
     def after_load_checkpoint(self, runner: Runner | FlexibleRunner, checkpoint: dict) -> None:
         """Check that a checkpoint belongs to the model."""
@@ -105,26 +108,38 @@ class PreflightHook(Hook):
         path = runner.cfg.get('load_from') or f'the last checkpoint in {runner.work_dir}'
         check = check_loaded if _trains(runner) else check_trained
         check(runner.cfg, checkpoint, path)
-        ResumedGroupsHook().after_load_checkpoint(runner, checkpoint)
+        OptimizerCheckHook().after_load_checkpoint(runner, checkpoint)
 
 
-class ResumedGroupsHook(Hook):
-    """Stop a resumed training whose checkpoint has other parameter groups.
+class OptimizerCheckHook(Hook):
+    """The checks of :class:`PreflightHook` that need the optimiser, so the tools of this project run them as a hook."""
 
-    The one check of :class:`PreflightHook` that needs the optimiser, so the tools of this project run it as a hook.
-    """
-
-    def after_load_checkpoint(self, runner: Runner | FlexibleRunner, checkpoint: dict) -> None:
-        """Compare the groups in the checkpoint with those of the optimiser.
+    def before_run(self, runner: Runner | FlexibleRunner) -> None:
+        """Run the schedule.
 
         Raises:
-            ConfigError: A parameter is in another group.
+            ConfigError: It undoes layer-wise decay.
         """
-        optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
-        if runner._resume and optimizer is not None:
-            check_groups(
-                optimizer.param_groups, checkpoint, runner.cfg.get('load_from') or 'the last checkpoint'
-            )
+        if groups := _groups(runner):
+            highest = max(group.get('initial_lr', group['lr']) for group in groups)
+            check_rates(runner.cfg, highest, runner.train_loop)
+
+    def after_load_checkpoint(self, runner: Runner | FlexibleRunner, checkpoint: dict) -> None:
+        """Compare groups and schedule of a checkpoint to resume with those of this training.
+
+        Raises:
+            ConfigError: A parameter is in another group, or another schedule that cannot be followed.
+        """
+        groups = _groups(runner)
+        if runner._resume and groups:
+            path = runner.cfg.get('load_from') or 'the last checkpoint'
+            check_groups(groups, checkpoint, path)
+            follow_config(runner.cfg, checkpoint, runner.train_loop, runner.param_schedulers, groups, path)
+
+
+def _groups(runner: Runner | FlexibleRunner) -> list[dict] | None:
+    """Parameter groups of the optimiser; None if there is none yet, or several."""
+    return getattr(getattr(runner.optim_wrapper, 'optimizer', None), 'param_groups', None)
 
 
 def _trains(runner: Runner | FlexibleRunner) -> bool:

@@ -1,10 +1,13 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """Whether a training can run as configured: precision, learning rates, length, the metric of the best checkpoint."""
 
-from math import inf
+from math import inf, isclose
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import PARAM_SCHEDULERS
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop
+from torch.optim import Optimizer
 
 from ..backbones.timm_vit import build_plain_vit
 from .data import as_list, type_name
@@ -21,48 +24,146 @@ def check_amp(cfg: Config) -> None:
         )
 
 
-def check_last_rates(cfg: Config) -> None:
-    """Check that learning rates fall below the highest one in a training with layer-wise decay.
+def learning_rates(cfg: Config, rates: list[float], loop: BaseLoop, iterations: int) -> tuple[list, list]:
+    """Run the schedulers of learning rates of a config over an optimiser without weights.
 
-    ``eta_min`` is the same for all layers, so one that suits a higher rate undoes the decay.
+    Args:
+        cfg: The config, with ``param_scheduler``.
+        rates: Learning rate of each parameter group before any scheduler.
+        loop: Training loop, of which ``max_iters``, ``max_epochs`` and ``dataloader`` are read.
+        iterations: Number of training iterations.
+
+    Returns:
+        The schedulers as they are afterwards, and the rates of all groups in each iteration and after the last.
+    """
+    groups = [dict(params=[torch.zeros(1)], lr=rate) for rate in rates]
+    optimizer = Optimizer(groups, dict(lr=0.0))
+    schedulers = []
+    for one in as_list(cfg.get('param_scheduler')):
+        if type_name(one).endswith('LR') and type_name(one) != 'ReduceOnPlateauLR':  # which follows a metric
+            given = dict(end=loop.max_epochs if one.get('by_epoch', True) else loop.max_iters) | one
+            built = dict(optimizer=optimizer, epoch_length=len(loop.dataloader))
+            schedulers.append(PARAM_SCHEDULERS.build(given, default_args=built))
+    optimizer._global_step = 0  # or each scheduler warns that nothing was trained
+    epoch = loop.max_iters // loop.max_epochs  # a loop of iterations is one epoch to mmengine
+    found = [[group['lr'] for group in optimizer.param_groups]]
+    for done in range(1, iterations + 1):
+        for one in schedulers:
+            if not one.by_epoch or done % epoch == 0:
+                one.step()
+        found.append([group['lr'] for group in optimizer.param_groups])
+    return schedulers, found
+
+
+def check_rates(cfg: Config, highest: float, loop: BaseLoop) -> None:
+    """Check that a training keeps the layer-wise decay of a backbone of this package.
+
+    A scheduler that sets rates, such as OneCycleLR, and one with ``eta_min`` have one value for all layers.
+
+    Args:
+        cfg: The config.
+        highest: Learning rate of the head before any scheduler.
+        loop: Training loop, see :func:`learning_rates`.
 
     Raises:
-        ConfigError: ``eta_min`` is no less than the learning rate of the head.
+        ConfigError: The first layers have the learning rate of the head where that is highest.
     """
-    i, floor, _, highest = _last_rates(cfg)
-    # auto_scale_lr changes the rate by the number of processes, which is not known yet.
-    if floor >= highest and not (cfg.get('auto_scale_lr') or {}).get('enable'):
-        raise ConfigError(
-            f'param_scheduler.{i}.eta_min={floor:g}: expected less than optim_wrapper.optimizer.lr={highest:g}; as it '
-            'is, no learning rate falls, and those of layer-wise decay rise to it: '
-            f'--cfg-options param_scheduler.{i}.eta_min=0'
-        )
-
-
-def warn_of_last_rates(cfg: Config) -> None:
-    """Warn if ``eta_min`` is above the learning rate that layer-wise decay gives to the first layer."""
-    i, floor, lowest, _ = _last_rates(cfg)
-    if floor >= lowest:
-        warn(
-            f'param_scheduler.{i}.eta_min={floor:g} is more than the first layers begin with by layer-wise decay '
-            f'({lowest:.1e}), so their learning rate rises during the whole training: '
-            f'--cfg-options param_scheduler.{i}.eta_min=0'
-        )
-
-
-def _last_rates(cfg: Config) -> tuple[int, float, float, float]:
-    """The last scheduler of learning rates, its ``eta_min``, and the initial rates of the first layer and of the head.
-
-    Without layer-wise decay of a backbone of this package no ``eta_min`` is too high: (0, 0, inf, inf).
-    """
-    i, last = _last_scheduler(cfg)
     optim_wrapper, backbone = cfg.get('optim_wrapper') or {}, cfg.model.get('backbone') or {}
-    rate = (optim_wrapper.get('optimizer') or {}).get('lr')
     decay = (optim_wrapper.get('paramwise_cfg') or {}).get('decay_rate')
-    if own_backbone(backbone.get('type')) is None or not rate or not decay:
-        return 0, 0.0, inf, inf
-    depth = len(build_plain_vit(backbone.plain, device='meta').blocks)
-    return i, last.get('eta_min') or 0.0, rate * decay ** (depth + 1), rate
+    if own_backbone(backbone.get('type')) is None or not highest or not decay or decay == 1:
+        return
+    lowest = highest * decay ** (len(build_plain_vit(backbone.plain, device='meta').blocks) + 1)
+    _, found = learning_rates(cfg, [highest, lowest], loop, loop.max_iters - 1)
+    peak = max(head for head, _ in found)
+    i, last = _last_scheduler(cfg)
+    # A rate that stays the same is highest in the last iteration.
+    if any(isclose(head, first, rel_tol=1e-3) for head, first in found if isclose(head, peak)):
+        if last.get('eta_min'):
+            raise ConfigError(
+                f'param_scheduler.{i}.eta_min={last.eta_min:g}: expected less than optim_wrapper.optimizer.lr='
+                f'{highest:g}; as it is, no learning rate falls, and those of layer-wise decay rise to it: '
+                f'--cfg-options param_scheduler.{i}.eta_min=0'
+            )
+        raise ConfigError(
+            f'param_scheduler gives all layers one learning rate ({peak:g}), so paramwise_cfg.decay_rate={decay} does '
+            f'nothing ({type_name(last)}, param_scheduler.{i}): expected a scheduler that scales the rate of each '
+            'layer, such as LinearLR, then CosineAnnealingLR or PolyLR'
+        )
+    end = found[-1]
+    if end[1] >= lowest and end[0] < peak and last.get('eta_min'):
+        warn(
+            f'param_scheduler.{i}.eta_min={last.eta_min:g} is more than the first layers begin with by layer-wise '
+            f'decay ({lowest:.1e}), so their learning rate rises during the whole training: '
+            f'--cfg-options param_scheduler.{i}.eta_min=0'
+        )
+
+
+def follow_config(
+    cfg: Config, checkpoint: dict, loop: BaseLoop, built: list, groups: list[dict], path: str
+) -> None:
+    """Make a resumed training follow the schedule of its config; mmengine would follow that of the checkpoint.
+
+    Where they differ, the schedule of the config is run up to the place of the checkpoint, and the states and rates
+    in the checkpoint are replaced before mmengine reads them.
+
+    Args:
+        cfg: The config.
+        checkpoint: What the file holds; changed where the schedules differ.
+        loop: Training loop, see :func:`learning_rates`.
+        built: Schedulers of this training, before they are resumed.
+        groups: Parameter groups of this training's optimiser.
+        path: Name of the file, for the messages.
+
+    Raises:
+        ConfigError: The schedules differ, and one of this training is of something else than the learning rate or
+            follows a metric.
+    """
+    saved, optimizer = checkpoint.get('param_schedulers'), checkpoint.get('optimizer')
+    if not isinstance(saved, list) or not isinstance(built, list) or not isinstance(optimizer, dict):
+        return
+    now = [one.state_dict() for one in built]
+    said = _differences(saved, now)
+    if not said:
+        return
+    if any(one.param_name != 'lr' or hasattr(one, 'need_val_args') for one in built):
+        raise ConfigError(
+            f'{path} was trained with another schedule: {said}; with schedulers of other things than the learning '
+            'rate, or of a metric, expected that of the checkpoint: resume with its param_scheduler and '
+            'optim_wrapper.optimizer.lr, or start from its weights with load_from and resume=False'
+        )
+    meta = checkpoint['meta']
+    # A loop of epochs begins the unfinished one again; its length depends on the batch size.
+    by_epoch = isinstance(loop, EpochBasedTrainLoop)
+    done = meta['epoch'] * len(loop.dataloader) if by_epoch else meta['iter']
+    initial = [group['initial_lr'] for group in groups]
+    schedulers, _ = learning_rates(cfg, initial, loop, done)
+    checkpoint['param_schedulers'] = [one.state_dict() for one in schedulers]
+    for group, played in zip(optimizer['param_groups'], schedulers[0].optimizer.param_groups, strict=True):
+        group.update((key, value) for key, value in played.items() if key == 'lr' or key.endswith('_lr'))
+    warn(
+        f'{path} was trained with another schedule: {said}; training continues with the learning rate that the '
+        f'config has after {done} iterations ({max(group["lr"] for group in optimizer["param_groups"]):.3g})'
+    )
+
+
+# What changes while a scheduler runs, or follows from its other values.
+_STATE = ('last_step', 'verbose', 'total_iters', 'best', 'num_bad_epochs', 'cooldown_counter')
+
+
+def _differences(saved: list[dict], now: list[dict]) -> str:
+    """The options in which schedulers differ, with both values; empty if they do not."""
+    if len(saved) != len(now):
+        return f'{len(saved)} schedulers (here {len(now)})'
+    said = []
+    for i, (was, has) in enumerate(zip(saved, now, strict=True)):
+        for key in dict.fromkeys((*was, *has)):
+            before, after = was.get(key), has.get(key)
+            if key == 'base_values':
+                if not all(map(isclose, before, after)):
+                    said.append(f'optim_wrapper.optimizer.lr={max(before):g} (here {max(after):g})')
+            elif not key.startswith('_') and key not in _STATE and before != after:
+                said.append(f'param_scheduler.{i}.{key}={before} (here {after})')
+    return ', '.join(dict.fromkeys(said))
 
 
 def _last_scheduler(cfg: Config) -> tuple[int, dict]:
@@ -150,10 +251,38 @@ def warn_of_length(cfg: Config, processes: int) -> None:
     iterations, base = cfg.train_cfg.get('max_iters'), scale.get('base_batch_size')
     if not scale.get('enable') or not iterations or not base:
         return
-    batch = processes * (cfg.train_dataloader.get('batch_size') or base)
-    if batch != base:
+    images, steps = processes * (cfg.train_dataloader.get('batch_size') or base), accumulated(cfg)
+    if images != base:
+        each = f'{images} images' + (f', {steps} of which make a step,' if steps > 1 else '')
         warn(
-            f'auto_scale_lr scales the learning rate, not the length: {iterations} iterations of {batch} images are '
-            f'{batch / base:.3g} times as many images as of {base}; for as many, train_cfg.max_iters='
-            f'{round(iterations * base / batch)}, with the ends and milestones of param_scheduler in proportion'
+            f'auto_scale_lr scales the learning rate, not the length: {iterations} iterations of {each} are '
+            f'{images / base:.3g} times as many images as of {base}; for as many, train_cfg.max_iters='
+            f'{round(iterations * base / images)}, with the ends and milestones of param_scheduler in proportion'
+        )
+
+
+def accumulated(cfg: Config) -> int:
+    """Number of iterations whose gradients make one step of the optimiser."""
+    return (cfg.get('optim_wrapper') or {}).get('accumulative_counts') or 1
+
+
+def warn_of_accumulation(cfg: Config) -> None:
+    """Warn that mmengine scales the learning rate without the iterations that make one step."""
+    scale, steps = cfg.get('auto_scale_lr') or {}, accumulated(cfg)
+    if scale.get('enable') and steps > 1:
+        base = scale.get('base_batch_size') or 1
+        warn(
+            f'auto_scale_lr leaves optim_wrapper.accumulative_counts={steps} out, so the learning rate is {steps} '
+            f'times too small; for the batch of a step set auto_scale_lr.base_batch_size={base / steps:g}'
+        )
+
+
+def warn_of_sgd(cfg: Config) -> None:
+    """Warn if a ViT of this package is trained with SGD, with which ViTs hardly learn."""
+    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
+    backbone = cfg.model.get('backbone') or {}
+    if type_name(optimizer) == 'SGD' and own_backbone(backbone.get('type')) is not None:
+        warn(
+            "optim_wrapper.optimizer.type='SGD' is for ResNets, a ViT hardly learns with it: take AdamW with "
+            "layer-wise decay, as the configs of this project (constructor='LayerIdDecayConstructor')"
         )

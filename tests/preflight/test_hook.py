@@ -1,6 +1,7 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 """The checks under other training and test tools: mmengine's runner, and the tools of mmdet and mmseg."""
 
+import re
 import socket
 import sys
 from itertools import count
@@ -24,7 +25,8 @@ HOOK = "custom_hooks = [dict(type='PreflightHook')]\ntrain_cfg = dict(max_iters=
 SWAPPED = (
     "train_dataloader = dict(dataset=dict(metainfo=dict(classes=('star', 'disc', 'box', 'triangle'))))\n"
 )
-RISING = "param_scheduler = [dict(type='PolyLR', eta_min=0.1, by_epoch=False, end=1)]\n"
+RISING = "param_scheduler = [dict(type='PolyLR', eta_min=0.1, by_epoch=False, end=10)]\n"
+ONE_CYCLE = "param_scheduler = [dict(type='OneCycleLR', eta_max=1e-3, by_epoch=False, end=10)]\n"
 WIDE = 'model = dict(neck=dict(in_channels=[256, 512, 1024, 2048]))\n'
 NINE = 'model = dict(decode_head=dict(num_classes=9))\n'
 # Of the tiny configs' ViT, timm's weights expect another mean.
@@ -90,11 +92,16 @@ def test_good_config_trains_resumes_and_is_tested(build):
         (DETECTOR, SWAPPED, r'dataset\.metainfo\.classes=.*, in which mmdet numbers the labels'),
         (DETECTOR, RISING, r'param_scheduler\.0\.eta_min=0\.1: expected less'),
         (DETECTOR, WIDE, r'model\.neck\.in_channels=\[256, .*expected \[64, 64, 64, 64\]'),
+        (
+            SEGMENTER,
+            ONE_CYCLE,
+            r'one learning rate \(0\.001\), so paramwise_cfg\.decay_rate=0\.65 does nothing',
+        ),
         (SEGMENTER, NINE, r'decode_head\.num_classes=9: expected 5'),
     ],
 )
 def test_faults_end_a_training_before_its_first_iteration(base, lines, message, build):
-    runner = build(base, lines)
+    runner = build(base, lines, **{'train_cfg.max_iters': 10})
     with pytest.raises(ConfigError, match=message):
         runner.train()
     assert 'Iter(train)' not in log_of(runner)
@@ -119,6 +126,54 @@ def test_other_parameter_groups_end_a_resumed_training(options, build):
     second = build(SEGMENTER, **resumed)
     second.train()
     assert second.iter == 2
+
+
+def falling(end: int, **options) -> dict:
+    """Options of a training whose learning rate falls from 1e-3 to 0 in so many iterations."""
+    poly = dict(type='PolyLR', by_epoch=False, power=1.0, eta_min=0.0, end=end)
+    return {'param_scheduler': [poly], 'train_cfg.val_interval': 100, 'train_cfg.max_iters': end} | options
+
+
+def rates_of(runner: Runner) -> dict[int, float]:
+    """The learning rate in each iteration of the log."""
+    found = re.findall(r'Iter\(train\) \[ *(\d+)/.* lr: (\S+)', log_of(runner))
+    return {int(i): float(rate) for i, rate in found}
+
+
+@pytest.mark.parametrize(
+    ('before', 'after', 'options'),
+    [(4, 8, {}), (16, 6, {}), (8, 8, {}), (4, 8, dict(runner_type='FlexibleRunner'))],
+)
+def test_resumed_training_follows_the_schedule_of_its_config(before, after, options, build):
+    first = build(SEGMENTER, **falling(before, **options) | {'train_cfg.max_iters': 4})
+    first.train()
+    resumed = dict(load_from=f'{first.work_dir}/iter_4.pth', resume=True)
+    second = build(SEGMENTER, **falling(after, **options, **resumed))
+    second.train()
+    first_iteration = 6 if options else 5  # mmengine's FlexibleRunner counts one too many when it saves
+    expected = {i: 1e-3 * (1 - (i - 1) / (after - 1)) for i in range(first_iteration, after + 1)}
+    assert rates_of(second) == pytest.approx(expected, rel=1e-3, abs=1e-9)
+    said = f'param_scheduler.0.end={before} (here {after})'
+    assert (said in log_of(second)) == ('another schedule' in log_of(second)) == (before != after)
+
+
+def test_resumed_training_follows_the_rate_of_its_config(build):
+    first = build(SEGMENTER, **falling(8) | {'train_cfg.max_iters': 4})
+    first.train()
+    again = dict(load_from=f'{first.work_dir}/iter_4.pth', resume=True) | {'optim_wrapper.optimizer.lr': 2e-3}
+    second = build(SEGMENTER, **falling(8, **again))
+    second.train()
+    assert rates_of(second)[5] == pytest.approx(2e-3 * 3 / 7, rel=1e-3)
+    assert 'optim_wrapper.optimizer.lr=0.001 (here 0.002)' in log_of(second)
+
+
+def test_schedule_that_cannot_be_followed_ends_a_resumed_training(build):
+    first = build(SEGMENTER, **falling(4))
+    first.train()
+    again = falling(8, load_from=f'{first.work_dir}/iter_4.pth', resume=True)
+    again['param_scheduler'].append(dict(type='CosineAnnealingMomentum', by_epoch=False))
+    with pytest.raises(ConfigError, match=r'another schedule: 1 schedulers \(here 2\)'):
+        build(SEGMENTER, **again).train()
 
 
 @pytest.mark.parametrize('options', [{}, dict(runner_type='FlexibleRunner')])

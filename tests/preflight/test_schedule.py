@@ -1,6 +1,8 @@
 # Copyright (c) the mmhpvit authors. Licensed under the Apache License 2.0.
 import re
+from types import SimpleNamespace
 
+import mmengine.optim  # noqa: F401  registers the schedulers
 import pytest
 import torch
 from mmengine.config import Config
@@ -9,11 +11,13 @@ from small_configs import config
 from mmhpvit.preflight.errors import ConfigError
 from mmhpvit.preflight.schedule import (
     check_amp,
-    check_last_rates,
+    check_rates,
     check_save_best,
+    learning_rates,
+    warn_of_accumulation,
     warn_of_end,
-    warn_of_last_rates,
     warn_of_length,
+    warn_of_sgd,
     warn_of_warm_up,
 )
 
@@ -52,28 +56,68 @@ def test_rates_that_fall_for_longer_or_shorter_than_the_training_are_said(schedu
     assert bool(warned) == (bool(said) and scheduler.get('by_epoch') is False)
 
 
-def decayed(lr: float, **scheduler) -> Config:
+LOOP = SimpleNamespace(max_iters=100, max_epochs=1, dataloader=range(10))
+
+
+def decayed(lr: float, *schedulers: dict, **scheduler) -> Config:
     optim_wrapper = dict(optimizer=dict(type='AdamW', lr=lr), paramwise_cfg=dict(decay_rate=0.65))
     model = dict(backbone=dict(type='HPViT', plain='vit_tiny_patch16_224'))
-    return config(
-        model=model, optim_wrapper=optim_wrapper, param_scheduler=[dict(type='PolyLR', **scheduler)]
-    )
+    scheduler = dict(type='PolyLR', by_epoch=False) | scheduler
+    return config(model=model, optim_wrapper=optim_wrapper, param_scheduler=list(schedulers) or [scheduler])
+
+
+def check(cfg: Config) -> None:
+    check_rates(cfg, cfg.optim_wrapper.optimizer.lr, LOOP)
 
 
 def test_rates_that_do_not_fall_are_refused(warned):
-    with pytest.raises(ConfigError, match=r'eta_min=0\.0001: expected less than .*lr=0\.0001'):
-        check_last_rates(decayed(1e-4, eta_min=1e-4))
-    check_last_rates(decayed(2e-4, eta_min=1e-4))
-    warn_of_last_rates(decayed(2e-4, eta_min=1e-4))
+    for floor in (1e-4, 2e-4):
+        with pytest.raises(ConfigError, match=rf'eta_min={floor:g}: expected less than .*lr=0\.0001'):
+            check(decayed(1e-4, eta_min=floor))
+    check(decayed(2e-4, eta_min=1e-4))
     assert len(warned) == 1
     assert 'param_scheduler.0.eta_min=0.0001 is more than the first layers' in warned.pop()
     # As mmseg's own configs, and as the schedules here.
     sgd = dict(optimizer=dict(type='SGD', lr=0.01))
     fine = [decayed(1e-4, **options) for options in (dict(), dict(eta_min=0.0), dict(eta_min=1e-8))]
     for cfg in (config(optim_wrapper=sgd, param_scheduler=[dict(type='PolyLR', eta_min=1e-4)]), *fine):
-        check_last_rates(cfg)
-        warn_of_last_rates(cfg)
+        check(cfg)
     assert not warned
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_scheduler_that_sets_one_rate_is_refused(by_epoch, warned):
+    loop = SimpleNamespace(max_iters=100, max_epochs=10, dataloader=range(10))
+    one_cycle = dict(type='OneCycleLR', eta_max=1e-3, by_epoch=by_epoch)
+    if by_epoch:
+        one_cycle['convert_to_iter_based'] = True
+    cfg = decayed(1e-3, one_cycle)
+    with pytest.raises(ConfigError, match=r'one learning rate \(0\.001\).*decay_rate=0\.65.*\(OneCycleLR, '):
+        check_rates(cfg, 1e-3, loop)
+    cfg.optim_wrapper.paramwise_cfg.decay_rate = 1.0
+    check_rates(cfg, 1e-3, loop)
+    for kept in ('ConstantLR', 'CosineAnnealingLR', 'ReduceOnPlateauLR'):
+        check_rates(decayed(1e-3, dict(type=kept, by_epoch=by_epoch)), 1e-3, loop)
+    assert not warned
+
+
+def test_schedule_is_run_as_a_training_would():
+    loop = SimpleNamespace(max_iters=12, max_epochs=3, dataloader=range(4))
+    warm_up = dict(type='LinearLR', by_epoch=False, start_factor=0.5, end=3)
+    steps = dict(type='MultiStepLR', milestones=[1, 2], gamma=0.1)
+    momentum = dict(type='CosineAnnealingMomentum')
+    cfg = config(param_scheduler=[warm_up, steps, momentum])
+    _, found = learning_rates(cfg, [1.0, 0.1], loop, 12)
+    expected = [0.5, 0.75, *[1.0] * 2, *[0.1] * 4, *[0.01] * 5]
+    assert [head for head, _ in found] == pytest.approx(expected)
+    assert [first for _, first in found] == pytest.approx([rate / 10 for rate in expected])
+    # A loop of iterations has no epochs, and a schedule of epochs can be made one of iterations.
+    loop.max_epochs = 1
+    assert learning_rates(config(param_scheduler=steps), [1.0], loop, 11)[1] == [[1.0]] * 12
+    steps['convert_to_iter_based'] = True
+    steps['end'] = 3
+    found = learning_rates(config(param_scheduler=steps), [1.0], loop, 11)[1]
+    assert [rate for (rate,) in found] == pytest.approx([*[1.0] * 4, *[0.1] * 4, *[0.01] * 4])
 
 
 @pytest.mark.parametrize(
@@ -125,6 +169,39 @@ def test_schedule_in_iterations_of_another_total_is_said(processes, said, warned
     assert not warned
 
 
+@pytest.mark.parametrize(('batch', 'steps', 'said'), [(2, 8, True), (16, 2, True), (16, 1, False)])
+def test_accumulated_gradients_count_in_the_batch(batch, steps, said, warned):
+    cfg = config(train_cfg=dict(max_iters=1000), auto_scale_lr=dict(enable=True, base_batch_size=16))
+    cfg.train_dataloader.batch_size = batch
+    cfg.optim_wrapper = dict(accumulative_counts=steps)
+    warn_of_length(cfg, 1)
+    # How many images a training has does not depend on how many make a step.
+    assert (
+        ('1000 iterations of 2 images, 8 of which make a step,' in ''.join(warned))
+        == bool(warned)
+        == (batch == 2)
+    )
+    warned.clear()
+    warn_of_accumulation(cfg)
+    assert bool(warned) == said
+    assert not said or f'base_batch_size={16 // steps}' in warned.pop()
+    cfg.auto_scale_lr.enable = False
+    warn_of_accumulation(cfg)
+    assert not warned
+
+
+def test_sgd_for_a_vit_is_said(warned):
+    cfg = decayed(1e-4)
+    warn_of_sgd(cfg)
+    cfg.optim_wrapper.optimizer = dict(type='SGD', lr=0.01)
+    cfg.model.backbone.type = 'ResNet'
+    warn_of_sgd(cfg)
+    assert not warned
+    cfg.model.backbone.type = 'HPViT'
+    warn_of_sgd(cfg)
+    assert "optimizer.type='SGD' is for ResNets" in warned.pop()
+
+
 @pytest.mark.parametrize(('iterations', 'said'), [(600, True), (1000, False), (5000, False)])
 def test_warm_up_as_long_as_the_training_is_said(iterations, said, warned):
     warm_up = dict(type='LinearLR', by_epoch=False, begin=0, end=500)
@@ -144,7 +221,7 @@ def test_mixed_precision_needs_a_gpu(monkeypatch):
 
 
 def test_floors_that_fall_short_of_no_rate_pass(warned):
-    """Of other backbones, without layer-wise decay, and where the rate is scaled afterwards."""
+    """Of other backbones, without layer-wise decay, and where the rate is scaled above it."""
     for change in (
         {'model.backbone.type': 'ResNet'},
         {'optim_wrapper.optimizer.lr': None},
@@ -152,13 +229,9 @@ def test_floors_that_fall_short_of_no_rate_pass(warned):
     ):
         cfg = decayed(1e-4, eta_min=1e-4)
         cfg.merge_from_dict(change)
-        check_last_rates(cfg)
-        warn_of_last_rates(cfg)
+        check(cfg)
     assert not warned
-    cfg = decayed(1e-4, eta_min=1e-4)
-    cfg.auto_scale_lr = dict(enable=True, base_batch_size=16)
-    check_last_rates(cfg)
-    warn_of_last_rates(cfg)
+    check_rates(decayed(1e-4, eta_min=1e-4), 4e-4, LOOP)
     assert 'param_scheduler.0.eta_min=0.0001' in warned.pop()
 
 
@@ -178,7 +251,7 @@ def test_warnings_are_those_of_the_first_process(monkeypatch, warned):
         monkeypatch.setenv('LOCAL_RANK', rank)
         warn_of_length(cfg, 1)
         warn_of_warm_up(cfg, 1000)
-        warn_of_last_rates(rising)
+        check(rising)
         assert len(warned) == said
     # What falls is no warm-up.
     warn_of_warm_up(config(param_scheduler=dict(type='PolyLR', by_epoch=False, end=900)), 1000)

@@ -534,9 +534,14 @@ def test_settings_are_read_as_mmengine_reads_them_and_paths_keep_their_blanks():
     assert found == expected
 
 
-def test_auto_scale_lr_follows_the_batch_size(tmp_path, env):
-    log = train(SEGMENTER, tmp_path, '--auto-scale-lr', '--cfg-options', 'train_cfg.max_iters=1', env=env)
-    scaled = 1e-3 * 2 / 16
+@pytest.mark.parametrize(
+    ('steps', 'options'),
+    [(1, ()), (8, ()), (4, ('runner_type=FlexibleRunner', 'strategy.type=SingleDeviceStrategy'))],
+)
+def test_auto_scale_lr_follows_the_batch_size(steps, options, tmp_path, env):
+    options = ('train_cfg.max_iters=1', f'optim_wrapper.accumulative_counts={steps}', *options)
+    log = train(SEGMENTER, tmp_path, '--auto-scale-lr', '--cfg-options', *options, env=env)
+    scaled = 1e-3 * 2 * steps / 16
     assert f' lr: {scaled:.4e}' in log
 
 
