@@ -89,14 +89,15 @@ class PreflightHook(Hook):
             raise ConfigError(
                 'PreflightHook: the runner has no config to check; build it with Runner.from_cfg'
             )
-        fault = None
+        error: Exception | None = None
         try:
             check_training(runner.cfg)
-        except ConfigError as error:
-            fault = str(error)
-        # Files are read by one process of a machine; the others must not wait for it in vain.
-        if faults := list(filter(None, all_gather_object(fault))):
-            raise ConfigError(faults[0])
+        except Exception as found:
+            error = found
+        # Files are read by one process of a machine, and the others must not wait for it in vain.
+        text = str(error) if isinstance(error, ConfigError) else error and repr(error)
+        if faults := list(filter(None, all_gather_object(text))):
+            raise ConfigError(faults[0]) from error
         warn_of_training(runner)
         warn_of_accumulation(runner.cfg)
         OptimizerCheckHook().before_run(runner)
