@@ -137,8 +137,8 @@ def test_export_takes_the_channels_of_the_backbone(suffix, tmp_path, env):
 
 @pytest.mark.slow
 def test_benchmark_takes_the_channels_of_the_backbone(env):
-    spec = 'hpvit:tiny_patch16:in_channels=4'
-    command = 'tools/benchmark.py', spec, 'hpvit:tiny_patch16', '--sizes', '64x64'
+    spec = 'hpvit:test_vit:in_channels=4'
+    command = 'tools/benchmark.py', spec, 'hpvit:test_vit', '--sizes', '64x64', '--rounds', '1'
     output = run(sys.executable, *command, env=env | {'PYTHONPATH': f'{env["PYTHONPATH"]}:{ROOT}'})
     assert 'left out' not in output
     assert spec in output
