@@ -127,7 +127,7 @@ def follow_config(
         return
     if any(one.param_name != 'lr' or hasattr(one, 'need_val_args') for one in built):
         raise ConfigError(
-            f'{path} was trained with another schedule: {said}; with schedulers of other things than the learning '
+            f'{path} has another schedule: {said}; with schedulers of other things than the learning '
             'rate, or of a metric, expected that of the checkpoint: resume with its param_scheduler and '
             'optim_wrapper.optimizer.lr, or start from its weights with load_from and resume=False'
         )
@@ -141,7 +141,7 @@ def follow_config(
     for group, played in zip(optimizer['param_groups'], schedulers[0].optimizer.param_groups, strict=True):
         group.update((key, value) for key, value in played.items() if key == 'lr' or key.endswith('_lr'))
     warn(
-        f'{path} was trained with another schedule: {said}; training continues with the learning rate that the '
+        f'{path} has another schedule: {said}; training continues with the learning rate that the '
         f'config has after {done} iterations ({max(group["lr"] for group in optimizer["param_groups"]):.3g})'
     )
 
