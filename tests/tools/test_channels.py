@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 from mmcv.transforms import LoadImageFromFile
 from tool_runs import DETECTOR, ROOT, SEGMENTER, run, train
@@ -42,7 +43,7 @@ def save(path: Path, image: np.ndarray) -> None:
     if path.suffix == '.png':
         cv2.imwrite(str(path), image)
     else:
-        pytest.importorskip('tifffile').imwrite(path, image, photometric='minisblack', planarconfig='contig')
+        tifffile.imwrite(path, image, photometric='minisblack', planarconfig='contig')
 
 
 def own(folder: Path, base: str, text: str, more: str = '') -> Path:
