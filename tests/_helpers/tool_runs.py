@@ -22,9 +22,9 @@ STOCK = {
 def run(*command, env, fails=False) -> str:
     command = [str(part) for part in command]
     if command[0] == sys.executable and command[1].endswith('.py'):
-        result = run_script(command, ROOT, os.environ if env is None else env, timeout=600)
+        result = run_script(command, ROOT, os.environ if env is None else env, timeout=1500)
     else:
-        result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+        result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1500)
     output = result.stdout + result.stderr
     assert fails is None or (result.returncode != 0) == fails, output[-4000:]
     return output
